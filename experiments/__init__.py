@@ -1,0 +1,1 @@
+"""One file an experiment: its config, its presets, its command."""

@@ -1,0 +1,317 @@
+"""Pipelines: batch number n depends only on (seed, n), so a run resumes by starting at n.
+
+Two ways to the device under one contract. `Resident` keeps the whole set on the device and sends
+the numbers of a batch's examples; `Streaming` sends the examples. Both draw them by the same
+function of (seed, n), so they give the same batches, bit for bit.
+"""
+
+import dataclasses
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator, Mapping
+from typing import Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jaxdl.data.sources import RESIDENT_LIMIT, ArraySource, Source, load_into_memory
+from jaxdl.errors import UserError
+from jaxdl.types import Array, Batch
+
+HostBatch = Mapping[str, np.ndarray]
+
+
+class Pipeline(Protocol):
+    """Batches by number; what the compiled step sees is `assemble(arrays, batch(n))`."""
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in a global batch, over all processes."""
+        ...
+
+    @property
+    def examples(self) -> int:
+        """Examples in one pass, over all processes."""
+        ...
+
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """What lives on the device for the whole run; {} where the data streams."""
+        ...
+
+    def batch(self, step: int) -> HostBatch:
+        """Returns what travels to the device for step `step`: this process's part of the batch."""
+        ...
+
+    def batches(self, start: int = 0) -> Generator[HostBatch, None, None]:
+        """Yields batch(start), batch(start + 1), ...: without end in training, else one pass.
+
+        Close the generator (`contextlib.closing`) to stop what runs ahead of it.
+        """
+        ...
+
+    def assemble(self, arrays: Mapping[str, Array], batch: Mapping[str, Array]) -> Batch:
+        """Returns the examples of a batch with leading axis b, within the compiled step; pure.
+
+        In evaluation there is a "mask", bool (b): false where an example only fills the last batch.
+        """
+        ...
+
+    def __len__(self) -> int:
+        """Returns the number of batches in one pass, counting a last one that is not full."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Order:
+    """Which examples are in which batch: a function of (seed, step) and of nothing else.
+
+    Training (a seed): batch n holds positions n B to (n + 1) B of the endless chain of one
+    permutation an epoch, so every epoch has every example exactly once and no batch is short,
+    whether or not B divides the number of examples. Evaluation (`seed=None`): one pass in order;
+    the last batch is filled up with example 0, masked.
+
+    `shard=(i, n)` is process i of n: it sees the i-th of n equal slices of every global batch.
+    Raises UserError for an empty set and for a batch that the processes cannot share equally.
+    """
+
+    examples: int
+    batch_size: int
+    seed: int | None
+    shard: tuple[int, int] = (0, 1)
+
+    def __post_init__(self):
+        if self.examples < 1:
+            raise UserError("the dataset has no examples; look at the folder or the split it is of")
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size must be at least 1, not {self.batch_size}")
+        index, count = self.shard
+        if not 0 <= index < count:
+            raise ValueError(f"shard {index} of {count} does not exist")
+        if self.batch_size % count:
+            raise UserError(
+                f"a batch of {self.batch_size} cannot be shared by {count} processes; "
+                f"choose a --batch-size that is a multiple of {count}"
+            )
+
+    def __len__(self) -> int:
+        return -(-self.examples // self.batch_size)
+
+    def indices(self, step: int) -> tuple[Int[np.ndarray, " b"], Bool[np.ndarray, " b"] | None]:
+        """Returns this process's example numbers in batch `step`, int32, and the mask if any."""
+        if step < 0 or (self.seed is None and step >= len(self)):
+            raise IndexError(f"there is no batch {step}: one pass has {len(self)}")
+        shard, shards = self.shard
+        local = self.batch_size // shards
+        positions = step * self.batch_size + shard * local + np.arange(local)
+        if self.seed is None:
+            mask = positions < self.examples
+            return np.where(mask, positions, 0).astype(np.int32), mask
+        epochs, offsets = np.divmod(positions, self.examples)
+        index = np.empty(local, np.int32)
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            here = epochs == epoch
+            index[here] = permutation(self.examples, seed=self.seed, epoch=epoch)[offsets[here]]
+        return index, None
+
+
+@functools.lru_cache(maxsize=4)  # the last two epochs, of a training and of another set
+def permutation(n: int, *, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
+    """Returns the order of n examples in an epoch, int32: the ranks of n draws of Philox.
+
+    NumPy promises the raw bits of its generators for ever, but not what `permutation` makes of
+    them; sorting raw bits makes the same order with every version. Philox (Salmon et al. 2011,
+    Parallel random numbers: as easy as 1, 2, 3) is counter-based: the key is (seed, epoch).
+    """
+    key = np.array([seed % 2**64, epoch], np.uint64)
+    order = np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable").astype(np.int32)
+    order.setflags(write=False)
+    return order
+
+
+class Resident:
+    """A set that lives on the device: a batch is the numbers of its examples, {"index": int32}.
+
+    One example costs four bytes to send, and indexing is part of the compiled step.
+    """
+
+    def __init__(
+        self,
+        source: ArraySource | Mapping[str, np.ndarray],
+        batch_size: int,
+        *,
+        seed: int | None,
+        shard: tuple[int, int] = (0, 1),
+    ):
+        source = source if isinstance(source, ArraySource) else ArraySource(source)
+        self.arrays = source.arrays
+        self.order = Order(examples=len(source), batch_size=batch_size, seed=seed, shard=shard)
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in a global batch, over all processes."""
+        return self.order.batch_size
+
+    @property
+    def examples(self) -> int:
+        """Examples in one pass, over all processes."""
+        return self.order.examples
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def batch(self, step: int) -> HostBatch:
+        """Returns {"index": int32 (b)} for step `step`, and in evaluation "mask", bool (b)."""
+        index, mask = self.order.indices(step)
+        return {"index": index} if mask is None else {"index": index, "mask": mask}
+
+    def batches(self, start: int = 0) -> Generator[HostBatch, None, None]:
+        """Yields the batches from `start` on; there is nothing to prefetch."""
+        stop = sys.maxsize if self.order.seed is not None else len(self)
+        for step in range(start, stop):
+            yield self.batch(step)
+
+    def assemble(self, arrays: Mapping[str, Array], batch: Mapping[str, Array]) -> Batch:
+        """Takes the batch's examples out of the arrays; pure, for the compiled step."""
+        examples = {
+            # The numbers are in range by construction: no need to fill in what is not there.
+            name: jnp.take(array, batch["index"], axis=0, mode="clip")
+            for name, array in arrays.items()
+        }
+        return examples | ({"mask": batch["mask"]} if "mask" in batch else {})
+
+
+class Streaming:
+    """A set that does not fit: examples are read, decoded and sent batch by batch, through Grain.
+
+    `workers=0` reads ahead in `prefetch` threads, which is enough where reading waits for the disk
+    or for a decoder that releases the interpreter lock; `workers > 0` starts so many processes,
+    each with its own `prefetch` batches of buffer. The batches are the same whichever it is.
+    """
+
+    arrays: Mapping[str, np.ndarray] = {}  # nothing lives on the device
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        *,
+        seed: int | None,
+        workers: int = 0,
+        prefetch: int = 4,
+        shard: tuple[int, int] = (0, 1),
+    ):
+        self.source = source
+        self.order = Order(examples=len(source), batch_size=batch_size, seed=seed, shard=shard)
+        self.workers = workers
+        self.prefetch = prefetch
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in a global batch, over all processes."""
+        return self.order.batch_size
+
+    @property
+    def examples(self) -> int:
+        """Examples in one pass, over all processes."""
+        return self.order.examples
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def batch(self, step: int) -> HostBatch:
+        """Reads the examples of step `step`, stacked; in evaluation with "mask", bool (b)."""
+        index, mask = self.order.indices(step)
+        examples = [self.source[int(i)] for i in index]
+        stacked = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+        return stacked if mask is None else stacked | {"mask": mask}
+
+    def batches(self, start: int = 0) -> Generator[HostBatch, None, None]:
+        """Yields the batches from `start` on, read ahead; nothing before `start` is read."""
+        import grain
+        from absl import flags
+
+        source = _Batches(self)
+        if start >= len(source):
+            return
+        dataset = grain.MapDataset.source(source)[start:]
+        options = grain.ReadOptions(num_threads=self.prefetch, prefetch_buffer_size=self.prefetch)
+        dataset = dataset.to_iter_dataset(options)
+        if self.workers:
+            # Grain reads absl flags, which only an absl program has parsed. This says that they
+            # have their defaults; it does not look at sys.argv.
+            flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=self.workers, per_worker_buffer_size=self.prefetch
+                ),
+                worker_init_fn=_live_and_die_with_parent,
+            )
+        iterator = iter(dataset)
+        try:
+            yield from iterator
+        finally:
+            iterator.close()
+
+    def assemble(self, arrays: Mapping[str, Array], batch: Mapping[str, Array]) -> Batch:
+        """Returns the batch, which is whole already."""
+        del arrays
+        return dict(batch)
+
+
+class _Batches:
+    """The batches as Grain's random-access source, so that Grain runs ahead over whole batches."""
+
+    def __init__(self, pipeline: Streaming):
+        self.pipeline = pipeline
+
+    def __len__(self) -> int:
+        return len(self.pipeline) if self.pipeline.order.seed is None else sys.maxsize
+
+    def __getitem__(self, index: int) -> HostBatch:
+        return self.pipeline.batch(index)
+
+
+def _live_and_die_with_parent(worker: int, workers: int) -> None:
+    """Lets a worker outlive Ctrl-C, which is the parent's to answer, but not the parent itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)  # Grain's workers would wait for a killed parent for ever
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def make_pipeline(
+    source: Source,
+    batch_size: int,
+    *,
+    seed: int | None,
+    resident: bool | None = None,
+    workers: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Resident | Streaming:
+    """Chooses the way: Resident where the decoded set has at most RESIDENT_LIMIT bytes (2 GiB).
+
+    `resident` overrides the choice. A lazy source that is to be resident is decoded here, once.
+    """
+    if resident is None:
+        resident = decoded_bytes(source) <= RESIDENT_LIMIT
+    if resident:
+        return Resident(load_into_memory(source), batch_size, seed=seed, shard=shard)
+    return Streaming(source, batch_size, seed=seed, workers=workers, shard=shard)
+
+
+def decoded_bytes(source: Source) -> int:
+    """Returns the size of all examples in memory, in bytes, taking the first for all of them."""
+    if not len(source):
+        return 0
+    return len(source) * sum(np.asarray(value).nbytes for value in source[0].values())

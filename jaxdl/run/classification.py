@@ -1,0 +1,86 @@
+"""What every classifier of images is reported with: numbers a class, and where it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdl.data.sources import Source
+from jaxdl.metrics import confusion_matrix
+from jaxdl.run.progress import say
+from jaxdl.run.report import draw_confusion_matrix, draw_images
+from jaxdl.train.state import TrainState
+
+
+class Predictions(NamedTuple):
+    """Of each example, in the order of the set, its label and the probability of each class."""
+
+    labels: np.ndarray  # int32 (examples,)
+    probabilities: np.ndarray  # float32 (examples, classes)
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The most probable class of each example."""
+        return self.probabilities.argmax(-1)
+
+
+def predict_all(run: Callable[[TrainState], Any], state: TrainState) -> Predictions:
+    """Collects (labels, probabilities, mask) over the batches of `run`, the padding left out."""
+    labels, probabilities = [], []
+    for batch_labels, batch_probabilities, mask in run(state):
+        kept = np.asarray(mask, bool)
+        labels.append(np.asarray(batch_labels)[kept])
+        probabilities.append(np.asarray(batch_probabilities)[kept])
+    return Predictions(np.concatenate(labels), np.concatenate(probabilities))
+
+
+def report_predictions(
+    predictions: Predictions, source: Source, classes: Sequence[str], figures: Path
+) -> dict[str, Any]:
+    """Prints and draws precision, recall, F1 and confusions; returns them for the report."""
+    from sklearn.metrics import classification_report
+
+    labels, predicted = predictions.labels, predictions.classes
+    numbers = {
+        "labels": range(len(classes)), "target_names": list(classes), "zero_division": 0
+    }  # fmt: skip
+    text = classification_report(labels, predicted, digits=4, **numbers)
+    matrix = confusion_matrix(labels, predicted, len(classes))
+    say(f"\n{text}")
+    if len(classes) <= 20:
+        say(f"confusion matrix (row: true class, column: predicted)\n{table(matrix, classes)}\n")
+    draw_confusion_matrix(matrix, classes, figures / "confusion_matrix.png")
+    draw_mistakes(predictions, source, classes, figures / "mistakes.png")
+    return {
+        "classification_report": classification_report(
+            labels, predicted, output_dict=True, **numbers
+        ),
+        "confusion_matrix": matrix.tolist(),
+    }
+
+
+def table(matrix: np.ndarray, classes: Sequence[str]) -> str:
+    """Sets a matrix of counts as text, its rows and columns named."""
+    width = max(len(str(matrix.max())), *(len(name) for name in classes)) + 2
+    rows = [["", *classes], *([name, *row] for name, row in zip(classes, matrix, strict=True))]
+    return "\n".join("".join(f"{cell!s:>{width}}" for cell in row) for row in rows)
+
+
+def draw_mistakes(
+    predictions: Predictions, source: Source, classes: Sequence[str], path: Path, *, most: int = 24
+) -> None:
+    """Draws the mistakes that the model was surest of, each as `true > predicted, probability`."""
+    sure = predictions.probabilities.max(-1)
+    wrong = np.flatnonzero(predictions.classes != predictions.labels)
+    wrong = wrong[np.argsort(-sure[wrong], kind="stable")]
+    shown = wrong[:most]
+    titles = [
+        f"{classes[predictions.labels[i]]} > {classes[predictions.classes[i]]}, {sure[i]:.2f}"
+        for i in shown
+    ]
+    images = np.asarray([source[int(i)]["image"] for i in shown]) / 255
+    heading = f"{len(wrong)} of {len(predictions.labels)} wrong (true > predicted, probability)"
+    draw_images(images, titles, path, heading=heading)

@@ -1,0 +1,181 @@
+"""The command line of every experiment:  [VERB] [PRESET] [--options].
+
+Verbs: `train` (the default) and `evaluate`, which every experiment has, and its own. Mistakes are
+told in one line and end with status 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from jaxdl.backend import CompilationCache
+from jaxdl.errors import RunFailed, UserError
+from jaxdl.run.config import RunConfig, flag, identity, to_json
+from jaxdl.run.experiment import Experiment, Session
+from jaxdl.run.progress import phase, say
+from jaxdl.run.workdir import Workdir
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerbConfig:
+    """Options of every verb that uses what was trained."""
+
+    workdir: Path
+    """Folder of the run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Script:
+    """An experiment script: its name, its presets (the first is the default), and its verbs.
+
+    A verb is a function of one dataclass of options, a `VerbConfig`, which its annotation names.
+    """
+
+    name: str
+    presets: Mapping[str, Any]
+    build: Callable[[Any], Experiment]
+    verbs: Mapping[str, Callable[[Any], None]] = dataclasses.field(default_factory=dict)
+
+    def main(self, arguments: Sequence[str] | None = None) -> None:
+        """Runs the command line; ends the process with status 0, 1, 2, 130 or 143."""
+        arguments = list(sys.argv[1:] if arguments is None else arguments)
+        try:
+            self._dispatch(arguments)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
+        except RunFailed as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from error
+
+    def _dispatch(self, arguments: list[str]) -> None:
+        verbs = {"train": self.train, "evaluate": self.evaluate, **self.verbs}
+        words = [a for a in arguments[:2] if not a.startswith("-")]
+        verb = arguments.pop(0) if words and words[0] in verbs else "train"
+        if verb != "train":
+            options = typing.get_type_hints(verbs[verb])["options"]
+            verbs[verb](parse(options, arguments, prog=f"{self.name} {verb}"))
+            return
+        preset = next(iter(self.presets))
+        if arguments and not arguments[0].startswith("-"):
+            preset = arguments.pop(0)
+            if preset not in self.presets:
+                known = [*self.presets, *verbs]
+                raise UserError(f"no preset or verb {preset!r}{nearest(preset, known)}")
+        default = self.presets[preset]
+        about = f"Presets: {', '.join(self.presets)}. Verbs: {', '.join(verbs)}."
+        config = parse(type(default), arguments, prog=self.name, default=default, description=about)
+        self.train(preset, config)
+
+    def train(self, preset: str, config: RunConfig) -> None:
+        """Trains, or resumes, in the config's workdir."""
+        from jaxdl.run.train import train
+
+        path = config.workdir or Path("runs") / f"{self.name}-{preset}"
+        cache = CompilationCache()
+        session = self._session(config)
+        workdir = Workdir.create(
+            path,
+            experiment=self.name,
+            preset=preset,
+            config=to_json(config),
+            identity=identity(config),
+            overwrite=config.overwrite,
+        )
+        say(f"{'workdir':<10}{path}")
+        train(session, workdir, cache)
+
+    def evaluate(self, options: VerbConfig) -> None:
+        """Evaluates the newest checkpoint of a run on the test set, and draws its figures."""
+        from jaxdl.run.finish import summary
+        from jaxdl.train.loop import evaluator
+        from jaxdl.train.step import make_eval_step
+
+        CompilationCache()
+        workdir = Workdir(options.workdir)
+        about = workdir.config()
+        if about["experiment"] != self.name:
+            raise UserError(f"--workdir {options.workdir} is a run of {about['experiment']}")
+        session = self._session(from_json(type(next(iter(self.presets.values()))), about["config"]))
+        with contextlib.closing(session.checkpoints(workdir, read_only=True)) as checkpoints:
+            found = checkpoints.restore(session.abstract_state(), tell=say)
+        if found is None:
+            raise UserError(f"--workdir {options.workdir} has no checkpoint yet: train first")
+        state, _ = found
+        experiment = session.experiment
+        evaluate = evaluator(
+            make_eval_step(experiment.loss), experiment.test, placement=session.placement
+        )
+        test = evaluate(state)
+        test |= experiment.finish(state, workdir, session.placement).get("test", {})
+        say(f"step {int(state.step)}: {summary(test)}")
+
+    def _session(self, config: RunConfig) -> Session:
+        with phase("data") as note:
+            session = Session.start(self.build(config), config)
+            experiment = session.experiment
+            note.text = (
+                f"{experiment.dataset}: {experiment.train.examples:,} training and"
+                f" {experiment.test.examples:,} test examples"
+            )
+        return session
+
+
+def parse(cls: type[T], arguments: Sequence[str], *, prog: str, **kwargs: Any) -> T:
+    """Parses options into a dataclass by tyro; raises UserError with one line where it cannot."""
+    names = [flag(field.name) for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    switches = [f"--no-{name[2:]}" for name in names]
+    for argument in arguments:
+        option = argument.partition("=")[0].replace("_", "-")
+        if option.startswith("--") and option not in {*names, *switches, "--help"}:
+            raise UserError(f"no option {option}{nearest(option, names)}")
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(
+                cls, args=list(arguments), prog=f"python -m experiments.{prog}", **kwargs
+            )
+    except SystemExit as leaving:
+        if leaving.code == 2:
+            raise UserError(plain(told.getvalue())) from None
+        raise
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Suggests what was meant, or lists what there is."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f": did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+
+
+def plain(boxed: str) -> str:
+    """Takes the frame and the line breaks out of tyro's message."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]", " ", boxed)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    kept = [line for line in lines if line != "Parsing error" and "--help" not in line]
+    return " ".join(kept) or "the options cannot be parsed"
+
+
+def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Rebuilds a config from config.json, lists back to tuples and text back to paths."""
+    hints = typing.get_type_hints(cls)
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+
+    def revive(name: str, value: Any) -> Any:
+        if value is not None and Path in (hints[name], *typing.get_args(hints[name])):
+            return Path(value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return cls(**{name: revive(name, value) for name, value in values.items() if name in fields})

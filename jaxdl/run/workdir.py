@@ -1,0 +1,207 @@
+"""The folder of a run: its config, its logs, its checkpoints, its figures, its report.
+
+config.json     the resolved options, versions and git commit
+metrics.jsonl   a line for each logging interval, epoch and evaluation
+tensorboard/    the same, for TensorBoard
+checkpoints/    a folder a step
+figures/        PNG
+model/          the trained weights: model.safetensors and config.json
+report.json     the final numbers; its presence says that the run is complete
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jaxdl.errors import UserError
+from jaxdl.run.config import flag
+
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class Workdir:
+    """An opened run folder. Opening reads; only `create` writes."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.figures = self.path / "figures"
+        self.tensorboard = self.path / "tensorboard"
+        self.model = self.path / "model"
+        self.profile = self.path / "profile"
+        self._config = self.path / "config.json"
+        self._metrics = self.path / "metrics.jsonl"
+        self._report = self.path / "report.json"
+        self._lock: Any = None
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        experiment: str,
+        preset: str,
+        config: dict,
+        identity: dict,
+        overwrite: bool,
+    ) -> Workdir:
+        """Makes the folder of a run, or opens it to resume.
+
+        Args:
+          path: the folder.
+          experiment: name of the experiment.
+          preset: name of the preset that the config started from.
+          config: all options, resolved, as JSON.
+          identity: those of them that a resumed run must share.
+          overwrite: delete the run that is there.
+
+        Raises UserError where the folder is no run, another run, in use, or not writable.
+        """
+        workdir = cls(path)
+        try:
+            workdir._check(experiment, identity, overwrite)
+            path.mkdir(parents=True, exist_ok=True)
+            workdir._take()
+            if overwrite:
+                workdir._clear()
+            workdir.figures.mkdir(exist_ok=True)
+            if not workdir._config.exists():
+                about = {"experiment": experiment, "preset": preset, "config": config}
+                about |= {"versions": versions(), "git_commit": git_commit()}
+                write_json(workdir._config, about)
+        except OSError as error:
+            raise UserError(f"--workdir {path} cannot be written: {error.strerror}") from error
+        return workdir
+
+    def _check(self, experiment: str, identity: dict, overwrite: bool) -> None:
+        """Raises UserError unless the folder is new, empty, or holds this very run."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--workdir {self.path} is a file, not a folder")
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        if not self._config.exists():
+            raise UserError(
+                f"--workdir {self.path} holds files but no config.json: it is no run of jaxdl;"
+                " choose another folder"
+            )
+        if overwrite:
+            return
+        there = self.config()
+        if there["experiment"] != experiment:
+            raise UserError(
+                f"--workdir {self.path} holds a run of {there['experiment']}, not of {experiment};"
+                " choose another folder, or --overwrite it"
+            )
+        differ = [
+            f"{flag(name)} {there['config'].get(name)} there, {value} now"
+            for name, value in identity.items()
+            if there["config"].get(name) != value
+        ]
+        if differ:
+            raise UserError(
+                f"--workdir {self.path} holds a run with other options ({'; '.join(differ)});"
+                " choose another folder, or --overwrite it"
+            )
+
+    def _take(self) -> None:
+        """Locks the folder for this process, however it may end."""
+        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held until the process ends)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"--workdir {self.path} is in use by another process: wait for it or stop it"
+            ) from error
+
+    def _clear(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.name == ".lock":
+                continue
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def config(self) -> dict[str, Any]:
+        """Reads config.json; raises UserError where there is none or it is damaged."""
+        try:
+            return json.loads(self._config.read_text())
+        except FileNotFoundError as error:
+            raise UserError(
+                f"--workdir {self.path} holds no run: there is no config.json"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._config} cannot be read: {error}") from error
+
+    def report(self) -> dict[str, Any] | None:
+        """Reads the report; None while the run is not complete."""
+        return json.loads(self._report.read_text()) if self._report.exists() else None
+
+    def write_report(self, report: dict[str, Any]) -> None:
+        """Writes the report, which marks the run as complete."""
+        write_json(self._report, report)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Reads the metrics logged so far."""
+        if not self._metrics.exists():
+            return []
+        return [json.loads(line) for line in self._metrics.read_text().splitlines()]
+
+    def rewind(self, step: int, *, evaluated: int) -> None:
+        """Forgets the lines of metrics that a run resumed at `step` writes again; torn ones too.
+
+        `evaluated` is the last step whose evaluation the run remembers.
+        """
+        if not self._metrics.exists():
+            return
+        kept = []
+        for text in self._metrics.read_text().splitlines(keepends=True):
+            with contextlib.suppress(ValueError):  # the line that a kill tore
+                line = json.loads(text)
+                last = evaluated if line["kind"] == "evaluation" else step
+                if text.endswith("\n") and line["step"] <= last:
+                    kept.append(text)
+        write_text(self._metrics, "".join(kept))
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Appends a line to metrics.jsonl."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all: beside it first, then renamed over it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Lists the versions that a result depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}
+
+
+def git_commit() -> str | None:
+    """Returns the commit of the checkout that runs, "-dirty" appended where it has changes."""
+    here = Path(__file__).parent
+    try:
+        run = lambda *args: subprocess.run(  # noqa: E731
+            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        return run("rev-parse", "HEAD") + ("-dirty" if run("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,236 @@
+"""Checkpoints by Orbax, made strict: what is restored is exactly what was saved, or it is told.
+
+Beside the arrays, each checkpoint holds a small JSON record: the shape, type and checksum of every
+leaf, and the running totals of the metrics, so that a resumed run also logs what an uninterrupted
+one would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from jaxdl.errors import UserError
+from jaxdl.train.state import TrainState
+from jaxdl.types import PyTree
+
+Record = dict[str, Any]
+
+
+class Mismatch(Exception):
+    """A checkpoint that cannot be used for this run; the text says why."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: a folder a step, the latest few and the best one kept."""
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep: int = 2,
+        best: tuple[str, Literal["max", "min"]] | None = None,
+        read_only: bool = False,
+    ):
+        self.directory = Path(directory).absolute()
+        # With best_fn and max_to_keep Orbax deletes the newest checkpoint when the metric worsens
+        # (orbax issue 526); a union of policies keeps both ends.
+        kept: list = [policies.LatestN(keep)]
+        if best is not None:
+            name, mode = best
+            sign = 1 if mode == "max" else -1
+            score = lambda metrics: sign * metrics[name]  # noqa: E731
+            kept.append(
+                policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+            )
+        # Writing beside the training is safe where the device holds its own copy; on CPU the
+        # buffers that Orbax would be reading are the ones that the next step is given.
+        asynchronous = jax.default_backend() != "cpu"
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            enable_async_checkpointing=asynchronous and not read_only,
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
+        )
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_names=("state", "record")
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps at hand, ascending."""
+        return sorted(self._manager.all_steps(read=False))
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        progress: Record,
+        metrics: dict[str, float] | None = None,
+    ) -> None:
+        """Saves `state` as `step`, with the running totals `progress`; does nothing if it is there.
+
+        A save that is killed leaves no checkpoint behind; the ones before stay as they are.
+        Raises UserError where the disk is full.
+        """
+        if step in self.steps:
+            return
+        tree = _storable(state)
+        record = {"leaves": _describe(tree), "progress": progress}
+        with _told_when_full(self.directory):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(record)
+                ),
+                metrics=metrics,
+                force=True,
+            )
+
+    def restore(
+        self,
+        template: TrainState,
+        *,
+        step: int | None = None,
+        tell: Callable[[str], None] = print,
+        set_aside: bool = False,
+    ) -> tuple[TrainState, Record] | None:
+        """Restores the newest usable state, or the one of `step`; None where there is none at all.
+
+        `template` gives structure, shapes, types and shardings; its arrays may be abstract. A
+        checkpoint that cannot be read, or is another model's, is told and the one before is used;
+        with `set_aside` it is renamed out of the way, never deleted.
+
+        Raises UserError where checkpoints exist and none can be used.
+        """
+        steps = self.steps if step is None else [step]
+        refused: list[tuple[int, str]] = []
+        for candidate in reversed(steps):
+            try:
+                state, progress = self._restore(candidate, template)
+            except Mismatch as error:
+                refused.append((candidate, str(error)))
+                continue
+            for bad, why in refused:
+                tell(f"checkpoint {bad} is not usable ({why}): going back to {candidate}")
+                if set_aside:
+                    (self.directory / str(bad)).rename(self.directory / f"{bad}.unusable")
+            if refused and set_aside:
+                self._manager.reload()
+            return state, progress
+        if refused:
+            bad, why = refused[0]
+            raise UserError(
+                f"no checkpoint in {self.directory} can be used; the newest, {bad}: {why}"
+                " (another --workdir or --overwrite starts anew)"
+            )
+        return None
+
+    def _restore(self, step: int, template: TrainState) -> tuple[TrainState, Record]:
+        tree = _storable(template)
+        try:
+            record = self._manager.restore(
+                step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+            )
+            saved = record["record"]["leaves"]
+        except Exception as error:
+            raise Mismatch(f"its record cannot be read: {_first_line(error)}") from error
+        _compare(saved, tree)
+        try:
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            restored = self._manager.restore(step, args=args)["state"]
+        except Exception as error:  # Orbax and TensorStore raise a dozen types here
+            raise Mismatch(f"its arrays cannot be read: {_first_line(error)}") from error
+        _verify(saved, restored)
+        state = restored.replace(key=jax.random.wrap_key_data(restored.key))
+        return state, record["record"]["progress"]
+
+    def close(self) -> None:
+        """Waits for a save that is under way, and releases the folder."""
+        with _told_when_full(self.directory):
+            self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _storable(state: TrainState) -> TrainState:
+    """Replaces the typed key, which is no plain array, by its words."""
+    if jax.dtypes.issubdtype(state.key.dtype, jax.dtypes.prng_key):
+        return state.replace(
+            key=jax.eval_shape(jax.random.key_data, state.key)
+            if isinstance(state.key, jax.ShapeDtypeStruct)
+            else jax.random.key_data(state.key)
+        )
+    return state
+
+
+def leaf_name(path: tuple) -> str:
+    """Joins a tree path as `params/conv1/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _leaves(tree: PyTree) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield leaf_name(path), leaf
+
+
+def _describe(tree: PyTree) -> dict[str, list]:
+    """Lists the shape, type and checksum of every leaf; no checksum where a host holds a part."""
+    described = {}
+    for name, leaf in _leaves(tree):
+        whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+        described[name] = [list(leaf.shape), str(leaf.dtype), _checksum(leaf) if whole else None]
+    return described
+
+
+def _checksum(leaf: Any) -> int:
+    return zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8))
+
+
+def _compare(saved: dict[str, list], tree: PyTree) -> None:
+    """Raises Mismatch naming the first leaf that differs in presence, shape or type."""
+    wanted = {name: (list(leaf.shape), str(leaf.dtype)) for name, leaf in _leaves(tree)}
+    for name in [*wanted, *saved]:
+        there, here = saved.get(name), wanted.get(name)
+        if there is None or here is None or (there[0], there[1]) != here:
+            described = ["absent" if x is None else f"{x[1]}{tuple(x[0])}" for x in (there, here)]
+            raise Mismatch(f"{name} is {described[0]} there and {described[1]} in this run")
+
+
+def _verify(saved: dict[str, list], tree: PyTree) -> None:
+    """Raises Mismatch where an array is not, bit for bit, the one that was saved."""
+    for name, leaf in _leaves(tree):
+        checksum = saved[name][2]
+        if checksum is not None and leaf.is_fully_addressable and _checksum(leaf) != checksum:
+            raise Mismatch(f"{name} is damaged: its checksum differs")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+@contextlib.contextmanager
+def _told_when_full(directory: Path) -> Iterator[None]:
+    """Turns the many faces of a full disk into one line."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left" in str(error) or "Disk quota" in str(error):
+            raise UserError(
+                f"no space left for a checkpoint in {directory}: the ones before are kept;"
+                " make room and run the same command again"
+            ) from error
+        raise

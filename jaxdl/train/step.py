@@ -1,0 +1,173 @@
+"""The train step and the eval step: pure functions of (state, batch), made from a loss.
+
+A task supplies one function, its loss. Everything else (accumulation, averaging over devices,
+moving averages, the refusal of updates that are not finite) is the same for every network.
+"""
+
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdl.keys import derive
+from jaxdl.metrics import Mean, Metrics
+from jaxdl.train.state import TrainState
+from jaxdl.types import Array, Batch, Key, ModelState, Params, PyTree, Step
+
+
+class Aux(NamedTuple):
+    """What a loss returns beside its value."""
+
+    metrics: Metrics
+    model_state: ModelState
+
+
+class Loss(Protocol):
+    """All that a task supplies.
+
+    The value is a `Mean` whose total is the sum of the unreduced loss and whose count is the
+    number of examples (or tokens) in that sum. The step divides once, after the microbatches and
+    the devices have been summed, so padding and ragged batches weigh what they should.
+    """
+
+    def __call__(
+        self, params: Params, model_state: ModelState, batch: Batch, key: Key, *, train: bool
+    ) -> tuple[Mean, Aux]:
+        """Computes the objective; `train` is whether dropout and augmentation apply."""
+        ...
+
+
+class Gradients(NamedTuple):
+    """Sums, not yet divided: of the gradients, of the objective, and of the metrics."""
+
+    total: Params
+    objective: Mean
+    metrics: Metrics
+
+    def __add__(self, other):
+        return jax.tree.map(jnp.add, self, other)
+
+
+def make_train_step(
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    *,
+    accum: int = 1,
+    ema_decay: float | None = None,
+    axis_name: str | None = None,
+) -> Step[TrainState, Batch, Metrics]:
+    """Makes the pure step `(state, batch) -> (state, metrics)`: not jitted, free to be composed.
+
+    Args:
+      loss: see `Loss`.
+      tx: an optax transformation; it sees the gradient of the mean loss.
+      accum: microbatches that each batch is split into; it must divide the batch.
+      ema_decay: the decay of the moving average kept in `state.ema`, None for no average.
+      axis_name: the mapped axis, under `jax.pmap` or `jax.shard_map`, to sum over.
+
+    An update that is not finite is refused: parameters, slots and averages stay as they were, the
+    step still counts, and the metric "refused" is 1. Stopping on it is the loop's decision.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = derive(state.key, "train", state.step)
+        if axis_name is not None:
+            key = derive(key, jax.lax.axis_index(axis_name))
+        sums, model_state = accumulate(loss, state.params, state.model_state, batch, key, accum)
+        if axis_name is not None:
+            sums, model_state = all_reduce(sums, model_state, axis_name)
+
+        gradient = jax.tree.map(lambda g: g / sums.objective.count, sums.total)
+        norm = optax.global_norm(gradient)
+        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = None if ema_decay is None else average(state.ema, params, ema_decay, state.step)
+
+        finite = jnp.isfinite(norm) & jnp.isfinite(sums.objective.total)
+        changed = (params, model_state, opt_state, ema)
+        before = (state.params, state.model_state, state.opt_state, state.ema)
+        params, model_state, opt_state, ema = select(finite, changed, before)
+        one = jnp.float32(1)
+        health = {"grad_norm": Mean(norm, one), "refused": Mean(jnp.where(finite, 0, one), one)}
+        state = TrainState(state.step + 1, state.key, params, model_state, opt_state, ema)
+        return state, {**sums.metrics, **health}
+
+    return train_step
+
+
+def make_eval_step(loss: Loss, *, axis_name: str | None = None):
+    """Makes the pure `(state, batch) -> metrics`, with the averaged weights where there are any."""
+
+    def eval_step(state: TrainState, batch: Batch) -> Metrics:
+        key = derive(state.key, "eval")
+        _, aux = loss(state.weights, state.model_state, batch, key, train=False)
+        return aux.metrics if axis_name is None else jax.lax.psum(aux.metrics, axis_name)
+
+    return eval_step
+
+
+def accumulate(
+    loss: Loss, params: Params, model_state: ModelState, batch: Batch, key: Key, accum: int
+) -> tuple[Gradients, ModelState]:
+    """Sums gradients and metrics over `accum` microbatches, the model's state passing through."""
+
+    def objective(params, model_state, batch, key):
+        value, aux = loss(params, model_state, batch, key, train=True)
+        return value.total, (value, aux)
+
+    def gradients(model_state, batch, key):
+        total, (value, aux) = jax.grad(objective, has_aux=True)(params, model_state, batch, key)
+        return aux.model_state, Gradients(total, value, aux.metrics)
+
+    if accum == 1:
+        model_state, sums = gradients(model_state, batch, key)
+        return sums, model_state
+
+    def microbatch(carry, x):
+        model_state, sums = carry
+        index, batch = x
+        model_state, more = gradients(model_state, batch, derive(key, index))
+        return (model_state, sums + more), None
+
+    split = jax.tree.map(lambda x: interleave(x, accum), dict(batch))
+    shapes = jax.eval_shape(gradients, model_state, jax.tree.map(lambda x: x[0], split), key)[1]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    # On CPU a convolution's gradient inside a loop misses the fast path (jax issue 12868).
+    unroll = jax.default_backend() == "cpu"
+    (model_state, sums), _ = jax.lax.scan(
+        microbatch, (model_state, zeros), (jnp.arange(accum), split), unroll=unroll
+    )
+    return sums, model_state
+
+
+def interleave(x: Array, accum: int) -> Array:
+    """Splits axis b into (accum, b / accum), every accum-th row together.
+
+    Rows that lie on one device stay on it, where contiguous microbatches would have to move.
+    """
+    if x.shape[0] % accum:
+        raise ValueError(f"a batch of {x.shape[0]} does not split into {accum} microbatches")
+    return x.reshape(x.shape[0] // accum, accum, *x.shape[1:]).swapaxes(0, 1)
+
+
+def all_reduce(
+    sums: Gradients, model_state: ModelState, axis_name: str
+) -> tuple[Gradients, ModelState]:
+    """Sums over the devices of a mapped axis; the model's own state is averaged."""
+    return jax.lax.psum(sums, axis_name), jax.lax.pmean(model_state, axis_name)
+
+
+def average(ema: Params, params: Params, decay: float, step: Array) -> Params:
+    """Moves the average towards the parameters.
+
+    The decay is warmed up as min(decay, (1 + step) / (10 + step)), so that the first averages do
+    not remember the initialisation (as TensorFlow's ExponentialMovingAverage does).
+    """
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), ema, params)
+
+
+def select(condition: Array, a: PyTree, b: PyTree) -> PyTree:
+    """Chooses between two trees of the same structure, leaf by leaf."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
