@@ -14,8 +14,9 @@ def softmax_cross_entropy(
 
     with e the label smoothing (Szegedy et al. 2016, section 7, arXiv:1512.00567). Computed in
     float32 whatever the type of the logits. Labels must lie in [0, V): nothing on the device
-    checks them, the data sources do.
+    checks them, the data sources do. Raises ValueError where the shapes do not fit.
     """
+    _same_shape("labels", labels.shape, logits.shape[:-1])
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     chosen = jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
     if label_smoothing == 0.0:
@@ -28,14 +29,24 @@ def binary_cross_entropy(
 ) -> Float[Array, "*b"]:
     """Computes the cross-entropy, in nats, of targets in [0, 1] under sigmoid(logits).
 
-    loss = max(z, 0) - z y + log(1 + exp(-|z|)), which overflows for no z.
+    loss = y softplus(-z) + (1 - y) softplus(z), which overflows for no finite z and is precise
+    where the loss is small. Raises ValueError where the shapes differ.
     """
+    _same_shape("targets", targets.shape, logits.shape)
     z = logits.astype(jnp.float32)
-    return jnp.maximum(z, 0) - z * targets + jnp.log1p(jnp.exp(-jnp.abs(z)))
+    # Not max(z, 0) - z y + log1p(exp(-|z|)): its gradient is wrong where a logit is exactly 0.
+    return targets * jax.nn.softplus(-z) + (1 - targets) * jax.nn.softplus(z)
 
 
 def squared_error(
     predictions: Float[Array, "*b"], targets: Float[Array, "*b"]
 ) -> Float[Array, "*b"]:
-    """Computes (prediction - target)^2 for each element, in float32."""
+    """Computes (prediction - target)^2, in float32; raises ValueError where the shapes differ."""
+    _same_shape("targets", targets.shape, predictions.shape)
     return jnp.square(predictions.astype(jnp.float32) - targets.astype(jnp.float32))
+
+
+def _same_shape(name: str, given: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Refuses what would broadcast: [b, 1] against [b] makes b^2 losses, in silence."""
+    if given != expected:
+        raise ValueError(f"the {name} have shape {given}, expected {expected}")

@@ -24,7 +24,7 @@ class Mean:
     def of(
         cls, values: Num[Array, "..."], mask: Num[Array, "..."] | Bool[Array, "..."] | None = None
     ):
-        """Sums `values`, each weighted by `mask` (1 or True counts, 0 or False does not).
+        """Sums `values`, each weighted by `mask` (1 or True counts, 0 or False does not, x is x).
 
         Raises ValueError where the mask is not shaped like the values: broadcasting would count
         examples twice or not at all, in silence.
@@ -36,7 +36,7 @@ class Mean:
             raise ValueError(f"the mask has shape {mask.shape}, the values have {values.shape}")
         mask = mask.astype(jnp.float32)
         # A masked value may be anything, also NaN: select, do not multiply.
-        return cls(jnp.where(mask > 0, values * mask, 0).sum(), mask.sum())
+        return cls(jnp.where(mask != 0, values * mask, 0).sum(), mask.sum())
 
     def __add__(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.count + other.count)
@@ -50,7 +50,12 @@ Metrics = Mapping[str, Mean]
 
 
 def merge(a: Metrics | None, b: Metrics) -> Metrics:
-    """Merges two sets of metrics, name by name; None is the neutral element."""
+    """Merges two sets of metrics, name by name; None is the neutral element.
+
+    Raises ValueError where the names differ: a metric left out would count some examples only.
+    """
+    if a is not None and a.keys() != b.keys():
+        raise ValueError(f"cannot merge metrics {sorted(a)} with {sorted(b)}")
     return b if a is None else {name: a[name] + b[name] for name in b}
 
 
@@ -69,7 +74,16 @@ def correct(logits: Float[Array, "*b v"], labels: Int[Array, "*b"]) -> Bool[Arra
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
-    """Counts, in row i and column j, the examples of class i that were taken for class j."""
+    """Counts, in row i and column j, the examples of class i that were taken for class j.
+
+    Raises ValueError where the shapes differ or a class lies outside [0, classes).
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    if labels.shape != predictions.shape:
+        raise ValueError(f"{labels.shape} labels, but {predictions.shape} predictions")
+    for name, given in (("labels", labels), ("predictions", predictions)):
+        if given.size and not 0 <= given.min() <= given.max() < classes:
+            raise ValueError(f"{name} must lie in [0, {classes}): {given.min()} to {given.max()}")
     matrix = np.zeros((classes, classes), np.int64)
     np.add.at(matrix, (labels, predictions), 1)
     return matrix

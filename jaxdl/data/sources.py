@@ -7,7 +7,7 @@ importing this package costs neither their seconds nor their presence.
 import dataclasses
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -20,6 +20,7 @@ RESIDENT_LIMIT = 2 * 2**30  # bytes of decoded examples that are still kept in m
 Example = Mapping[str, np.ndarray | np.generic]  # no batch axis; a label is a NumPy scalar
 
 
+@runtime_checkable
 class Source(Protocol):
     """Examples by number: `source[i]` is a mapping from names to arrays without a batch axis."""
 

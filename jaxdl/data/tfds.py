@@ -142,6 +142,8 @@ def _open(name: str, data_dir: str | os.PathLike | None) -> Any:
 
 def _prepare(builder: Any, name: str, manual_dir: str | os.PathLike | None) -> None:
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.extractor import ExtractError
 
     place = builder.data_dir_root
     if manual_dir is not None and not Path(manual_dir).is_dir():
@@ -157,13 +159,21 @@ def _prepare(builder: Any, name: str, manual_dir: str | os.PathLike | None) -> N
     config = tfds.download.DownloadConfig(
         manual_dir=None if manual_dir is None else os.fspath(manual_dir), try_download_gcs=False
     )
-    mend = f"download its files elsewhere and pass their folder as --manual-dir (now {manual_dir})"
     try:
         builder.download_and_prepare(download_config=config)
-    except tfds.download.DownloadError as error:
-        raise UserError(f"{name}: the download failed ({_first_line(error)}); {mend}") from error
-    except (OSError, AssertionError) as error:  # every network error is an OSError
-        raise UserError(f"{name}: preparing failed ({_first_line(error)}); {mend}") from error
+    # Downloading, checksums and unpacking each raise an exception of TFDS's own; every network
+    # error is an OSError; a manual folder that lacks something is an AssertionError.
+    except (
+        OSError,
+        AssertionError,
+        tfds.download.DownloadError,
+        NonMatchingChecksumError,
+        ExtractError,
+    ) as error:
+        raise UserError(
+            f"{name}: preparing failed ({type(error).__name__}: {_first_line(error)}); download "
+            f"its files elsewhere and pass their folder as --manual-dir (now {manual_dir})"
+        ) from error
     if not builder.is_prepared():
         raise UserError(f"{builder.data_path} is there but incomplete; delete it and run again")
 

@@ -1,23 +1,49 @@
-"""Convolution and pooling, channels last."""
+"""Convolution, bias and max-pooling, channels last, with gradients that suit XLA's CPU backend.
+
+On CPU, XLA's own gradient of max-pooling takes about half of the reference CNN's train step, and
+its bias gradient as long as a small convolution. The forms here compute the same numbers; on other
+backends the plain ones are used, which are best there. What was measured is in `docs/design.md`.
+
+Gradients are by reverse mode (`jax.grad`, `jax.vjp`); forward mode works on accelerators alone.
+"""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, UInt8
 
-DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+AXES = ("NHWC", "HWIO", "NHWC")
 
 
 def conv(x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c o"]) -> Float[Array, "b h w o"]:
-    """Convolves with zero padding that keeps the size (odd kernels, stride 1)."""
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
+    """Convolves with stride 1, zero padding keeping the size.
+
+    y[b, i, j, o] = sum_{p, q, c} x[b, i + p - kh // 2, j + q - kw // 2, c] kernel[p, q, c, o]
+
+    Raises ValueError for kernels of an even size, which have no centre.
+    """
+    if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
+        raise ValueError(f"kernels have odd sizes, got {kernel.shape[0]}x{kernel.shape[1]}")
+    return _conv_on_cpu(x, kernel) if _on_cpu() else _conv(x, kernel)
 
 
-def max_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h/size w/size c"]:
-    """Takes the maximum of each size x size window."""
-    return nn.max_pool(x, (size, size), (size, size))
+def add_bias(x: Float[Array, "b *n o"], bias: Float[Array, " o"]) -> Float[Array, "b *n o"]:
+    """Adds a bias to the last axis."""
+    return _add_bias_on_cpu(x, bias) if _on_cpu() else x + bias
+
+
+def max_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b i j c"]:
+    """Takes the maximum of each size x size window, side by side; what is left over is dropped.
+
+    The gradient goes to the window's maximum, on a tie to the first in row-major order.
+    """
+    height, width = (side // size * size for side in x.shape[1:3])
+    x = x[:, :height, :width]
+    return _max_pool_on_cpu(x, size) if _on_cpu() else nn.max_pool(x, (size,) * 2, (size,) * 2)
 
 
 class Conv(nn.Module):
@@ -40,4 +66,74 @@ class Conv(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv(x, kernel)
-        return y if bias is None else y + bias
+        return y if bias is None else add_bias(y, bias)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _conv(x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=AXES)
+
+
+@jax.custom_vjp
+def _conv_on_cpu(x: Array, kernel: Array) -> Array:
+    return _conv(x, kernel)
+
+
+def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _conv(x, kernel), (x, kernel)
+
+
+def _conv_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    # The barrier has g written once. Without it XLA computes what makes g, the masks of ReLU and
+    # of pooling, again inside the transposed copy that the kernel's gradient reads.
+    _, gradients = jax.vjp(_conv, *saved)
+    return gradients(lax.optimization_barrier(g))
+
+
+_conv_on_cpu.defvjp(_conv_forward, _conv_backward)
+
+
+@jax.custom_vjp
+def _add_bias_on_cpu(x: Array, bias: Array) -> Array:
+    return x + bias
+
+
+def _add_bias_backward(_: None, g: Array) -> tuple[Array, Array]:
+    # Sums over many rows run on one core; a product with ones runs on all of them.
+    rows = g.reshape(g.shape[0], -1, g.shape[-1])
+    return g, jnp.einsum("n,bno->bo", jnp.ones(rows.shape[1], g.dtype), rows).sum(0)
+
+
+_add_bias_on_cpu.defvjp(lambda x, bias: (x + bias, None), _add_bias_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool_on_cpu(x: Array, size: int) -> Array:
+    # Not a maximum over a reshaped x, which XLA computes again wherever the result is read.
+    window = (1, size, size, 1)
+    return lax.reduce_window(x, jnp.array(-jnp.inf, x.dtype), lax.max, window, window, "VALID")
+
+
+def _max_pool_forward(x: Array, size: int) -> tuple[Array, UInt8[Array, "b i j c"]]:
+    b, h, w, c = x.shape
+    windows = x.reshape(b, h // size, size, w // size, size, c)
+    best, winner = windows[:, :, 0, :, 0], jnp.zeros((b, h // size, w // size, c), jnp.uint8)
+    for place in range(1, size * size):
+        value = windows[:, :, place // size, :, place % size]
+        winner = jnp.where(value > best, jnp.uint8(place), winner)
+        best = jnp.maximum(best, value)
+    return _max_pool_on_cpu(x, size), winner  # a byte an output is all that is kept
+
+
+def _max_pool_backward(size: int, winner: Array, g: Array) -> tuple[Array]:
+    b, h, w, c = g.shape
+    places = jnp.arange(size * size, dtype=jnp.uint8).reshape(size, 1, size, 1)
+    chosen = winner[:, :, None, :, None] == places
+    spread = jnp.where(chosen, g[:, :, None, :, None], 0)
+    return (spread.reshape(b, h * size, w * size, c),)
+
+
+_max_pool_on_cpu.defvjp(_max_pool_forward, _max_pool_backward)

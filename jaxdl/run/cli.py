@@ -162,10 +162,11 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 def plain(boxed: str) -> str:
     """Takes the frame and the line breaks out of tyro's message."""
-    text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]", " ", boxed)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    kept = [line for line in lines if line != "Parsing error" and "--help" not in line]
-    return " ".join(kept) or "the options cannot be parsed"
+    text = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    lines = [line.strip(" │") for line in text.splitlines() if line.startswith("│")]
+    message = " ".join(line for line in lines if line.strip("─"))
+    message = re.split(r"\.? (?:Argument helptext:|For full helptext)", message)[0]
+    return re.sub(r"^(Error parsing |\w+: (?=--))", "", message) or "the options cannot be parsed"
 
 
 def from_json(cls: type[T], values: Mapping[str, Any]) -> T:

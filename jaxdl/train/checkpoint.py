@@ -43,6 +43,7 @@ class Checkpoints:
         read_only: bool = False,
     ):
         self.directory = Path(directory).absolute()
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save at length
         # With best_fn and max_to_keep Orbax deletes the newest checkpoint when the metric worsens
         # (orbax issue 526); a union of policies keeps both ends.
         kept: list = [policies.LatestN(keep)]
@@ -63,7 +64,6 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
         )
-        logging.getLogger("absl").setLevel(logging.ERROR)
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_names=("state", "record")
         )

@@ -1,9 +1,13 @@
 """Laws of the pipelines: batch n depends only on (seed, n), and every example counts once."""
 
 import contextlib
+import multiprocessing
+import os
 import subprocess
 import sys
+import textwrap
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -13,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdl.data import ArraySource, Resident, Streaming, make_pipeline, pipeline
-from jaxdl.data.pipeline import Order, permutation
+from jaxdl.data.order import Order, permutation
 from jaxdl.errors import UserError
 
 N, B = 11, 4  # B does not divide N
@@ -58,8 +62,6 @@ class Worker:
         return 8
 
     def __getitem__(self, i):
-        import os
-
         from jax._src import xla_bridge
 
         return {
@@ -194,9 +196,6 @@ def test_worker_processes_give_the_same_batches(seed):
 
 
 def test_workers_start_no_jax_backend_and_end_with_the_iterator():
-    import multiprocessing
-    import os
-
     jax.devices()  # this process has one
     before = set(multiprocessing.active_children())
     way = Streaming(Worker(), 4, seed=0, workers=1, prefetch=1)
@@ -207,6 +206,30 @@ def test_workers_start_no_jax_backend_and_end_with_the_iterator():
     assert set(multiprocessing.active_children()) <= before
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+def test_workers_do_not_survive_a_parent_that_was_killed():
+    code = """
+        import os, signal, test_pipeline
+        way = test_pipeline.Streaming(test_pipeline.Worker(), 4, seed=0, workers=1, prefetch=1)
+        batches = way.batches()
+        print(next(batches)["pid"][0], flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    pid = int(in_a_process(code).stdout)
+    deadline = time.monotonic() + 20
+    while lives(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not lives(pid)
+
+
+def lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # a zombie waits only to be counted
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_mistake_in_the_data_is_told_as_it_is(workers):
     way = Streaming(Broken(), 4, seed=0, workers=workers, prefetch=1)
@@ -214,20 +237,26 @@ def test_a_mistake_in_the_data_is_told_as_it_is(workers):
         next(batches)
 
 
+def in_a_process(code: str) -> subprocess.CompletedProcess:
+    path = f"{Path(__file__).parents[2]}{os.pathsep}{Path(__file__).parent}"
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 def test_abandoned_batches_leave_no_thread_that_holds_up_the_end():
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import numpy as np\n"
-        "from jaxdl.data import Streaming\n"
-        "way = Streaming([{'x': np.int32(i)} for i in range(9)], 2, seed=0)\n"
-        "print(next(way.batches())['x'].shape)\n"
-    )
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-c", code, root], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout == "(2,)\n"
-    assert done.stderr == ""
+    code = """
+        import test_pipeline
+        way = test_pipeline.Streaming(test_pipeline.Watched(9), 2, seed=0)
+        print(next(way.batches())["label"].shape)
+    """
+    done = in_a_process(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(2,)\n", "")
 
 
 def test_make_pipeline_keeps_what_fits_on_the_device(monkeypatch):

@@ -1,0 +1,1 @@
+"""Side by side with PyTorch, on the same machine, in the same process."""
