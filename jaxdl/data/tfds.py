@@ -44,8 +44,8 @@ def tfds_images(
     """Reads any TFDS dataset of one image and one class label, e.g. "mnist".
 
     `name` may carry TFDS's config and version ("NAME/CONFIG:VERSION"); `data_dir` is TFDS's own,
-    by default ~/tensorflow_datasets. Images keep their size, or are brought to `size` (h, w), which
-    is needed where they vary. The test set is the split "test", or else "validation".
+    by default ~/tensorflow_datasets. Images keep their size; where it varies they are brought to
+    `size` (h, w). The test set is the split "test", or else "validation".
 
     Not prepared yet: TFDS prepares it as ArrayRecord, which needs TensorFlow and a network, or the
     files it would download, by their own names, in `manual_dir`; their checksums are TFDS's. TFDS
@@ -192,15 +192,16 @@ def _recipe(builder: Any, name: str, size: tuple[int, int] | None) -> dict[str, 
     if feature.np_dtype != np.uint8:
         raise UserError(f"{name}: its images are {np.dtype(feature.np_dtype)}; only uint8 is read")
     *stored, channels = feature.shape
-    if size is None and None in stored:
-        raise UserError(f"{name}: its images vary in size; pass --size H W")
+    varies = None in stored
+    if varies and size is None:
+        raise UserError(f"{name}: its images vary in size; say to which size to bring them")
     return {
         "directory": os.fspath(builder.data_path),
         "image_key": images[0],
         "label_key": labels[0],
         "classes": tuple(features[labels[0]].names),
-        "shape": (*(size or stored), channels or 3),
-        "resize": size is not None,
+        "shape": (*(size if varies and size else stored), channels or 3),
+        "resize": varies,
     }
 
 
