@@ -45,7 +45,7 @@ class TorchCNN(nn.Module):
 
 
 def make_step(
-    network: nn.Module, optimizer: torch.optim.Optimizer
+    network: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Makes the step that PyTorch's own examples have; it returns the loss, still on the device."""
 

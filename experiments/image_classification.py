@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from jaxdl.backend import CompilationCache
 from jaxdl.data import ImageDataset, decode_image, digits, image_folder, make_pipeline, tfds_images
 from jaxdl.data import images as augment
 from jaxdl.errors import UserError
@@ -36,7 +37,7 @@ from jaxdl.run.report import draw_images
 from jaxdl.run.workdir import Workdir
 from jaxdl.train import Aux, Loss, TrainState, over_batches
 from jaxdl.train.sharding import Placement
-from jaxdl.types import Array, Key
+from jaxdl.types import Array, Key, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,8 @@ class Config(RunConfig):
 
     image_size: int = 48
     """Height and width that images are resized to."""
-    channels: int = 3
-    """1 or 3; grey is repeated."""
+    channels: Literal[1, 3] = 3
+    """Grey is repeated for 3; colours are mixed to grey for 1."""
     mean: float = 0.1307
     """Subtracted from images in [0, 1]."""
     std: float = 0.3081
@@ -90,15 +91,30 @@ class Config(RunConfig):
     crop_padding: int = 0
     """Pad by this many pixels and crop at random."""
 
+    def __post_init__(self) -> None:
+        """Refuses numbers that cannot be meant."""
+        super().__post_init__()
+        some = bool(self.widths) and min(self.widths) > 0
+        self._require(some, "widths", "must be one or more numbers above 0")
+        for name in ("image_size", "std"):
+            self._require(getattr(self, name) > 0, name, "must be above 0")
+        for name in ("dropout", "label_smoothing", "scale"):
+            self._require(0 <= getattr(self, name) < 1, name, "must lie in [0, 1)")
+        for name in ("rotation", "translate", "shear", "brightness", "contrast", "crop_padding"):
+            self._require(getattr(self, name) >= 0, name, "must not be negative")
+
 
 RECIPE = Config(rotation=10, brightness=0.2, contrast=0.2, weight_decay=1e-4, epochs=5)
 
 PRESETS = {
-    "digits": dataclasses.replace(RECIPE, epochs=12, schedule="cosine", warmup=20),
+    "digits": dataclasses.replace(
+        RECIPE, image_size=24, epochs=20, translate=0.08, scale=0.1, shear=8, schedule="cosine",
+        warmup=20, ema_decay=0.98,
+    ),
     "mnist": dataclasses.replace(RECIPE, dataset="mnist"),
     "mnist-best": Config(
-        dataset="mnist", model="residual", widths=(32, 64, 128), dropout=0.2, image_size=28, channels=1,
-        rotation=12, translate=0.1, scale=0.1, shear=8, epochs=15, optimizer="adamw",
+        dataset="mnist", model="residual", widths=(24, 48, 96), dropout=0.1, image_size=28,
+        channels=1, rotation=12, translate=0.1, scale=0.1, shear=8, epochs=12, optimizer="adamw",
         weight_decay=0.02, learning_rate=3e-3, schedule="cosine", warmup=500, ema_decay=0.999,
         label_smoothing=0.05,
     ),
@@ -138,6 +154,11 @@ def make_model(config: Config, classes: int) -> nn.Module:
     )
 
 
+def logits_of(model: nn.Module, params: Params, x: Array, **kwargs: Any) -> Array:
+    """Applies the network to prepared images; `train` and `rngs` are its own."""
+    return model.apply({"params": params}, x, **kwargs)  # pyright: ignore[reportReturnType]
+
+
 def prepare(config: Config, images: Array, key: Key | None) -> Array:
     """Brings uint8 images to what the network takes; augments them where there is a key."""
     x = augment.resize(augment.to_float(images), (config.image_size, config.image_size))
@@ -167,7 +188,7 @@ def make_loss(config: Config, model: nn.Module) -> Loss:
     def loss(params, model_state, batch, key, *, train):
         x = prepare(config, batch["image"], derive(key, "augment") if train else None)
         rngs = {"dropout": derive(key, "dropout")} if train else None
-        logits = model.apply({"params": params}, x, train=train, rngs=rngs)
+        logits = logits_of(model, params, x, train=train, rngs=rngs)
         smoothing = config.label_smoothing if train else 0.0
         losses = softmax_cross_entropy(logits, batch["label"], label_smoothing=smoothing)
         mean = Mean.of(losses, batch.get("mask"))
@@ -188,20 +209,26 @@ def build(config: Config) -> Experiment:
         return model.init(key, jnp.zeros((1, *shape)), train=False)["params"], {}
 
     def classify(state: TrainState, batch):
-        logits = model.apply(
-            {"params": state.weights}, prepare(config, batch["image"], None), train=False
-        )
+        x = prepare(config, batch["image"], None)
+        logits = logits_of(model, state.weights, x, train=False)
         return batch["label"], jax.nn.softmax(logits), batch["mask"]
 
     def preview(workdir: Workdir) -> None:
-        rows = [data.train[i] for i in range(min(8, len(data.train)))]
-        images = np.stack([row["image"] for row in rows])
-        keys = [None, *(jax.random.key(i) for i in range(3))]
-        sheet = [augment.denormalise(prepare(config, images, key), config.mean, config.std)
-                 for key in keys]  # fmt: skip
-        titles = [data.classes[int(row["label"])] for row in rows] * len(keys)
-        heading = "training images: as they are, then augmented three times"
-        draw_images(np.concatenate(sheet), titles, workdir.figures / "inputs.png", heading=heading)
+        # From all over the set: folders are sorted by class.
+        numbers = np.linspace(0, len(data.train) - 1, min(8, len(data.train))).astype(int)
+        rows = [data.train[int(i)] for i in numbers]
+        images = jnp.asarray(np.stack([row["image"] for row in rows]))
+
+        @jax.jit
+        def shown(key):
+            return augment.denormalise(prepare(config, images, key), config.mean, config.std)
+
+        sheet = [shown(None), *(shown(jax.random.key(i)) for i in range(3))]
+        titles = [data.classes[int(row["label"])] for row in rows] * len(sheet)
+        draw_images(
+            np.concatenate(sheet), titles, workdir.figures / "inputs.png", columns=len(rows),
+            heading="training images: as they are, then augmented three times",
+        )  # fmt: skip
 
     def finish(state: TrainState, workdir: Workdir, placement: Placement) -> dict[str, Any]:
         predictions = predict_all(over_batches(classify, test, placement=placement), state)
@@ -239,14 +266,21 @@ class PredictConfig(VerbConfig):
 
 def predict(options: PredictConfig) -> None:
     """Prints the most probable classes of each picture file."""
+    if not options.images:
+        raise UserError("predict needs a picture file, or several")
+    CompilationCache()
     model, params, about = load_model(Workdir(options.workdir).model)
     config = Config(**{name: about[name] for name in ("image_size", "channels", "mean", "std")})
     height, width, channels = about["stored_shape"]
     pictures = [decode_image(p, size=(height, width), channels=channels) for p in options.images]
     images = np.stack(pictures)
     images = 255 - images if options.invert else images
-    x = prepare(config, jnp.asarray(images), None)
-    probabilities = jax.nn.softmax(model.apply({"params": params}, x, train=False))
+
+    @jax.jit
+    def classify(params, images):
+        return jax.nn.softmax(logits_of(model, params, prepare(config, images, None), train=False))
+
+    probabilities = classify(params, images)
     for path, row in zip(options.images, np.asarray(probabilities), strict=True):
         best = row.argsort()[::-1][: options.top]
         say(f"{path}  " + "  ".join(f"{about['classes'][i]} {row[i]:.4f}" for i in best))

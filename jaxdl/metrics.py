@@ -22,7 +22,9 @@ class Mean:
 
     @classmethod
     def of(
-        cls, values: Num[Array, "..."], mask: Num[Array, "..."] | Bool[Array, "..."] | None = None
+        cls,
+        values: Num[Array, "..."] | Bool[Array, "..."],
+        mask: Num[Array, "..."] | Bool[Array, "..."] | None = None,
     ):
         """Sums `values`, each weighted by `mask` (1 or True counts, 0 or False does not, x is x).
 

@@ -5,11 +5,10 @@ import. Subprocesses inherit the environment.
 """
 
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep3119Exception
 from jaxtyping import config as annotations
 from jaxtyping import install_import_hook
@@ -18,13 +17,20 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 devices = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
 # Tests that start a run share what it compiles, and leave the user's own cache alone.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / "jaxdl-tests-xla")
+cache = Path(__file__).parents[1] / ".pytest_cache" / "xla"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+
+CONF = BeartypeConf(is_pep484_tower=True)  # an int will do where a float is wanted
 
 
 def checked(function):
-    """Checks annotations by beartype, but for protocols, unless they are `runtime_checkable`."""
+    """Checks annotations by beartype, where they can be checked.
+
+    Not those of protocols that are not `runtime_checkable`, and not the fields of dataclasses:
+    JAX rebuilds pytrees with placeholders in them.
+    """
     try:
-        return beartype(function)
+        return function if function.__name__ == "__init__" else beartype(conf=CONF)(function)
     except BeartypeDecorHintPep3119Exception:
         return function
 
@@ -39,8 +45,9 @@ import jax  # noqa: E402  isort: skip
 # Files that hand NumPy arrays to functions on JAX arrays, or test what jaxdl itself says of wrong
 # shapes, where the checked annotations would be first to speak.
 UNCHECKED = {"test_losses.py", "test_images_laws.py"}
-# Files whose functions broadcast [b, h, w, c] with [c] on purpose.
-BROADCASTING = {"test_images.py", "test_images_laws.py"}
+# Files whose functions broadcast [b, h, w, c] with [c] on purpose, and those that run them all.
+BROADCASTING = {"test_images.py", "test_images_laws.py", "test_experiments.py"}
+BROADCASTING |= {path.name for path in (Path(__file__).parent / "run").glob("test_*.py")}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -175,13 +175,9 @@ class Entries:
         self.where = where
 
     def count(self, stem: str, part: str) -> int:
-        """Returns the highest i of the entries `<stem>i.<part>`, at least 1.
-
-        Not their number: that would take the layers after a missing one for unknown.
-        """
-        pattern = re.compile(rf"{stem}(\d+)\.{part}")
-        numbers = (pattern.fullmatch(name) for name in self.left)
-        return max([1, *(int(match[1]) for match in numbers if match)])
+        """Returns the number of entries `<stem>i.<part>`, at least 1: how far to look for them."""
+        pattern = re.compile(rf"{stem}\d+\.{part}")
+        return max(1, sum(pattern.fullmatch(name) is not None for name in self.left))
 
     def take(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
         """Removes an entry and returns it, a fresh float32 array; None fits any size of an axis.

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdl.layers import Conv, Dropout, max_pool
@@ -18,8 +19,8 @@ class ReferenceCNN(nn.Module):
     widths: tuple[int, ...] = (32, 64, 128)
     hidden: int = 512
     dropout: float = 0.5
-    dtype: jnp.dtype | None = None
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b v"]:
@@ -52,8 +53,8 @@ class ResidualBlock(nn.Module):
 
     features: int
     groups: int
-    dtype: jnp.dtype | None = None
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w o"]:
@@ -81,8 +82,8 @@ class ResidualCNN(nn.Module):
     blocks: int = 1  # a stage; stages are joined by 2x2 max-pools
     groups: int = 8
     dropout: float = 0.0  # before the last layer
-    dtype: jnp.dtype | None = None
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b v"]:

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdl.layers import Activation, Dropout, activation
@@ -18,8 +19,8 @@ class MLP(nn.Module):
     widths: tuple[int, ...] = (256, 128)
     activation: Activation = "relu"
     dropout: float = 0.0
-    dtype: jnp.dtype | None = None
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ..."], *, train: bool) -> Float[Array, "b v"]:

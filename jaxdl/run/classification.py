@@ -77,10 +77,11 @@ def draw_mistakes(
     wrong = np.flatnonzero(predictions.classes != predictions.labels)
     wrong = wrong[np.argsort(-sure[wrong], kind="stable")]
     shown = wrong[:most]
+    named = lambda i: classes[int(i)]  # noqa: E731
     titles = [
-        f"{classes[predictions.labels[i]]} > {classes[predictions.classes[i]]}, {sure[i]:.2f}"
+        f"{named(predictions.labels[i])} > {named(predictions.classes[i])}, {sure[i]:.2f}"
         for i in shown
     ]
-    images = np.asarray([source[int(i)]["image"] for i in shown]) / 255
+    images = np.array([source[int(i)]["image"] for i in shown], np.float32) / 255
     heading = f"{len(wrong)} of {len(predictions.labels)} wrong (true > predicted, probability)"
     draw_images(images, titles, path, heading=heading)

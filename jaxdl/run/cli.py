@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -23,8 +24,9 @@ from jaxdl.backend import CompilationCache
 from jaxdl.errors import RunFailed, UserError
 from jaxdl.run.config import RunConfig, flag, identity, to_json
 from jaxdl.run.experiment import Experiment, Session
-from jaxdl.run.progress import phase, say
+from jaxdl.run.progress import end_line, phase, say, spoken_log
 from jaxdl.run.workdir import Workdir
+from jaxdl.train.state import TrainState
 
 T = TypeVar("T")
 
@@ -35,6 +37,16 @@ class VerbConfig:
 
     workdir: Path
     """Folder of the run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(VerbConfig):
+    """Options of `evaluate`."""
+
+    step: int | None = None
+    """Evaluate the checkpoint of this step [default: the newest]."""
+    mesh: str | None = None
+    """Devices, by axis, e.g. data=1 [default: as the run was trained]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,21 +62,25 @@ class Script:
     verbs: Mapping[str, Callable[[Any], None]] = dataclasses.field(default_factory=dict)
 
     def main(self, arguments: Sequence[str] | None = None) -> None:
-        """Runs the command line; ends the process with status 0, 1, 2, 130 or 143."""
+        """Runs the command line; ends the process with status 1, 2, 130 or 143 where it fails."""
         arguments = list(sys.argv[1:] if arguments is None else arguments)
         try:
-            self._dispatch(arguments)
+            with spoken_log():
+                self._dispatch(arguments)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from error
+            leave(2, error)
         except RunFailed as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(1) from error
+            leave(1, error)
+        except KeyboardInterrupt:  # before or after training, when there is nothing to save
+            leave(130)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            leave(2, f"no space left ({error}): make room and run the same command again")
 
     def _dispatch(self, arguments: list[str]) -> None:
         verbs = {"train": self.train, "evaluate": self.evaluate, **self.verbs}
-        words = [a for a in arguments[:2] if not a.startswith("-")]
-        verb = arguments.pop(0) if words and words[0] in verbs else "train"
+        verb = arguments.pop(0) if arguments and arguments[0] in verbs else "train"
         if verb != "train":
             options = typing.get_type_hints(verbs[verb])["options"]
             verbs[verb](parse(options, arguments, prog=f"{self.name} {verb}"))
@@ -82,24 +98,25 @@ class Script:
 
     def train(self, preset: str, config: RunConfig) -> None:
         """Trains, or resumes, in the config's workdir."""
+        from jaxdl.run.finish import summary
         from jaxdl.run.train import train
 
-        path = config.workdir or Path("runs") / f"{self.name}-{preset}"
+        workdir = Workdir(config.workdir or Path("runs") / f"{self.name}-{preset}")
+        run: dict[str, Any] = {
+            "experiment": self.name, "identity": identity(config), "overwrite": config.overwrite
+        }  # fmt: skip
+        workdir.check(**run)  # before the data, which may take minutes
+        if not config.overwrite and (report := workdir.report()):
+            say(f"{workdir.path} is complete: {summary(report['test'])} (--overwrite starts anew)")
+            return
         cache = CompilationCache()
         session = self._session(config)
-        workdir = Workdir.create(
-            path,
-            experiment=self.name,
-            preset=preset,
-            config=to_json(config),
-            identity=identity(config),
-            overwrite=config.overwrite,
-        )
-        say(f"{'workdir':<10}{path}")
-        train(session, workdir, cache)
+        with workdir.claimed(preset=preset, config=to_json(config), **run):
+            say(f"{'workdir':<10}{workdir.path}")
+            train(session, workdir, cache)
 
-    def evaluate(self, options: VerbConfig) -> None:
-        """Evaluates the newest checkpoint of a run on the test set, and draws its figures."""
+    def evaluate(self, options: EvaluateConfig) -> None:
+        """Evaluates a checkpoint of a run on the test set, and draws its figures."""
         from jaxdl.run.finish import summary
         from jaxdl.train.loop import evaluator
         from jaxdl.train.step import make_eval_step
@@ -109,12 +126,9 @@ class Script:
         about = workdir.config()
         if about["experiment"] != self.name:
             raise UserError(f"--workdir {options.workdir} is a run of {about['experiment']}")
-        session = self._session(from_json(type(next(iter(self.presets.values()))), about["config"]))
-        with contextlib.closing(session.checkpoints(workdir, read_only=True)) as checkpoints:
-            found = checkpoints.restore(session.abstract_state(), tell=say)
-        if found is None:
-            raise UserError(f"--workdir {options.workdir} has no checkpoint yet: train first")
-        state, _ = found
+        config = from_json(type(next(iter(self.presets.values()))), about["config"])
+        session = self._session(dataclasses.replace(config, mesh=options.mesh or config.mesh))
+        state = newest(session, workdir, options.step)
         experiment = session.experiment
         evaluate = evaluator(
             make_eval_step(experiment.loss), experiment.test, placement=session.placement
@@ -132,6 +146,27 @@ class Script:
                 f" {experiment.test.examples:,} test examples"
             )
         return session
+
+
+def newest(session: Session, workdir: Workdir, step: int | None) -> TrainState:
+    """Restores the newest usable checkpoint of a run, or the one of `step`; changes nothing."""
+    if not workdir.checkpoints.is_dir():
+        raise UserError(f"--workdir {workdir.path} has no checkpoint yet: train first")
+    with contextlib.closing(session.checkpoints(workdir, read_only=True)) as checkpoints:
+        if step is not None and step not in checkpoints.steps:
+            raise UserError(f"--step {step}: there are checkpoints of {checkpoints.steps}")
+        found = checkpoints.restore(session.abstract_state(), step=step, tell=say)
+    if found is None:
+        raise UserError(f"--workdir {workdir.path} has no checkpoint yet: train first")
+    return found[0]
+
+
+def leave(status: int, error: object = None) -> NoReturn:
+    """Ends the process; the error, if any, is told in one line."""
+    end_line()
+    if error is not None:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(status) from (error if isinstance(error, Exception) else None)
 
 
 def parse(cls: type[T], arguments: Sequence[str], *, prog: str, **kwargs: Any) -> T:
@@ -161,12 +196,14 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def plain(boxed: str) -> str:
-    """Takes the frame and the line breaks out of tyro's message."""
+    """Takes the frame, its title and the line breaks out of tyro's message."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
-    lines = [line.strip(" │") for line in text.splitlines() if line.startswith("│")]
-    message = " ".join(line for line in lines if line.strip("─"))
-    message = re.split(r"\.? (?:Argument helptext:|For full helptext)", message)[0]
-    return re.sub(r"^(Error parsing |\w+: (?=--))", "", message) or "the options cannot be parsed"
+    # The frame is of spaces and hyphens where the output is not UTF-8.
+    lines = [line.strip(" │╭╮╰╯") for line in text.splitlines()]
+    _, *lines = [line for line in lines if line.strip("─-")] or [""]
+    message = re.split(r"\.? (?:Argument helptext:|For full helptext)", " ".join(lines))[0]
+    message = re.sub(r"^(Error parsing )?(\w+: (?=--))?", "", message)
+    return message or "the options cannot be parsed"
 
 
 def from_json(cls: type[T], values: Mapping[str, Any]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,9 +87,10 @@ class RunConfig:
             "keep",
         )
         for name in positive:
-            self._require(getattr(self, name) > 0, name, "must be above 0")
+            self._require(0 < getattr(self, name) < math.inf, name, "must be above 0, and finite")
         for name in ("seed", "weight_decay", "warmup", "eval_every", "scan", "save_minutes"):
             self._require(getattr(self, name) >= 0, name, "must not be negative")
+        self._require(self.seed < 2**32, "seed", "must be below 2**32")
         if self.ema_decay is not None:
             self._require(0 < self.ema_decay < 1, "ema_decay", "must lie between 0 and 1")
         if self.clip_norm is not None:

@@ -21,7 +21,6 @@ def describe_nonfinite(session: Session, state: TrainState, step: int) -> str:
     no refused update has touched them.
     """
     config, experiment = session.config, session.experiment
-    _, schedule = config.optimiser(session.steps)
 
     def norms(state: TrainState, batch: Batch):
         key = derive(state.key, "train", step)
@@ -43,7 +42,7 @@ def describe_nonfinite(session: Session, state: TrainState, step: int) -> str:
     total = sum(norm**2 for norm in by_layer.values()) ** 0.5
     return (
         f"step {step} is not finite: loss {float(loss):.4g}, gradient norm {total:.4g}, learning"
-        f" rate {float(schedule(step)):.3g}, worst layer {worst} ({by_layer[worst]:.4g}). Its"
+        f" rate {session.learning_rate(step):.3g}, worst layer {worst} ({by_layer[worst]:.4g}). Its"
         " update was refused and the last checkpoint is kept: lower --learning-rate, set"
         " --clip-norm, or --nonfinite skip"
     )

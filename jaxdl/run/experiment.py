@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from jaxdl.data.pipeline import Pipeline
 from jaxdl.run.config import RunConfig
@@ -78,6 +79,11 @@ class Session:
     def units_per_step(self) -> int:
         """Examples, or tokens, that a step trains on."""
         return self.config.batch_size * self.experiment.units_per_example
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step number `step`."""
+        _, schedule = self.config.optimiser(self.steps)
+        return float(np.asarray(schedule(step)))
 
     @property
     def chunk(self) -> int:

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
 
+class _Screen:
+    """The line that a phase has begun and nobody has ended; a terminal is one for all, too."""
+
+    begun = ""
+
+
 def say(text: str) -> None:
-    """Prints a line at once, without tearing a progress bar apart."""
+    """Prints a line at once, without tearing a progress bar, or the line of a phase, apart."""
+    begun, _Screen.begun = _Screen.begun, ""
+    if begun and text.startswith(begun):
+        text = text[len(begun) :]
+    elif begun:
+        text = f"\n{text}"
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
+
+
+def begin(name: str) -> None:
+    """Names what takes the time from now on; the next `say` of that name ends the line."""
+    end_line()
+    _Screen.begun = f"{name:<10}"
+    print(_Screen.begun, end="", flush=True)
+
+
+def end_line() -> None:
+    """Ends the line of a phase, if one is begun."""
+    if _Screen.begun:
+        say(_Screen.begun)
 
 
 class Note:
@@ -30,43 +55,56 @@ def phase(name: str) -> Iterator[Note]:
     """
     note = Note()
     started = time.perf_counter()
-    print(f"{name:<10}", end="", flush=True)
+    begin(name)
     try:
         yield note
     except BaseException:
-        print("failed", flush=True)
+        say(f"{name:<10}failed")
         raise
-    print(f"{note.text} ({time.perf_counter() - started:.1f} s)", flush=True)
+    say(f"{name:<10}{note.text} ({time.perf_counter() - started:.1f} s)")
+
+
+@contextmanager
+def spoken_log() -> Iterator[None]:
+    """Says what jaxdl's modules log, such as a dataset that takes minutes to prepare."""
+    handler = logging.Handler()
+    handler.emit = lambda record: say(record.getMessage())
+    logger = logging.getLogger("jaxdl")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 class Progress:
     """A bar on a terminal, a line for each logging interval where there is none."""
 
-    def __init__(self, start: int, steps: int, unit: str):
-        self.unit = unit
+    def __init__(self, start: int, steps: int):
+        self.start = start
         self.steps = steps
-        self.bar = tqdm(
-            total=steps, initial=start, unit="step", disable=not sys.stderr.isatty(),
-            dynamic_ncols=True, leave=False, smoothing=0.1,
-        )  # fmt: skip
-        self._from = (start, time.perf_counter())
+        self._bar: tqdm | None = None
 
-    def show(self, step: int, metrics: Mapping[str, float], rate: float) -> None:
-        """Moves on to `step`, with its metrics and its rate in units a second."""
-        text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        text += f"  {rate:,.0f} {self.unit}/s"
-        if not self.bar.disable:
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(step - self.bar.n)
+    def show(self, step: int, text: str, *, left: float) -> None:
+        """Moves on to `step`, with its metrics as text; `left` is the time to the end, seconds."""
+        text = f"{step}/{self.steps}  {text}  {clock(left)} left"
+        if not sys.stderr.isatty():
+            say(f"step {text}")
             return
-        start, since = self._from
-        seconds = time.perf_counter() - since
-        left = (self.steps - step) * seconds / max(step - start, 1)
-        say(f"step {step}/{self.steps}  {text}  {clock(left)} left")
+        if self._bar is None:  # not before: it would be drawn across the phases
+            end_line()
+            self._bar = tqdm(
+                total=self.steps, initial=self.start, leave=False, dynamic_ncols=True,
+                bar_format="{bar} {desc}",
+            )  # fmt: skip
+        self._bar.set_description_str(text, refresh=False)
+        self._bar.n = step
+        self._bar.refresh()
 
     def close(self) -> None:
         """Takes the bar off the terminal."""
-        self.bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 def clock(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ def parameter_table(params: Params) -> str:
         shapes.append(f"{name} {'x'.join(map(str, leaf.shape)) or 'scalar'}")
         layers[layer] = (shapes, count + leaf.size)
     rows = [(layer, ", ".join(shapes), count) for layer, (shapes, count) in layers.items()]
-    rows.append(("parameters", "", sum(row[2] for row in rows)))
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {count:>12,}" for a, b, count in rows]
+    rows.append(("parameters", "", sum(count for _, count in layers.values())))
+    wide, wider = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
+    lines = [f"  {a:<{wide}}  {b:<{wider}}  {count:>12,}" for a, b, count in rows]
     return "\n".join([*lines[:-1], "  " + "-" * (len(lines[0]) - 2), lines[-1]])
 
 
@@ -39,20 +40,29 @@ def new_figure(width: float, height: float, **kwargs: Any):
 
 
 def draw_learning_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws each evaluated metric over the steps: training in between, test where evaluated."""
+    """Draws each evaluated metric over the steps: training in between, test where evaluated.
+
+    A number that was not finite, which the log has as null, is a gap.
+    """
+    from matplotlib.ticker import ScalarFormatter
+
     lines = [line for line in history if line["kind"] == "train"]
     tests = [line for line in history if line["kind"] == "evaluation"]
     names = [n for n in tests[-1] if n not in ("step", "kind") and not n.startswith("train_")]
     figure, axes = new_figure(5 * len(names), 3.6, ncols=len(names), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
-        axis.plot([x["step"] for x in lines if name in x], [x[name] for x in lines if name in x],
-                  label="train", color="tab:gray", linewidth=1)  # fmt: skip
-        axis.plot([x["step"] for x in tests], [x[name] for x in tests],
-                  label="test", color="tab:blue", marker="o", markersize=3)  # fmt: skip
+        styles = {"color": "tab:gray", "linewidth": 1}, {"color": "tab:blue", "marker": "."}
+        for kind, where, style in zip(("train", "test"), (lines, tests), styles, strict=True):
+            points = [(x["step"], x[name]) for x in where if name in x]
+            if points:
+                values = np.array([v for _, v in points], float)  # None becomes NaN
+                axis.plot([step for step, _ in points], values, label=kind, **style)
         axis.set(xlabel="step", ylabel=name)
-        if all(x[name] > 0 for x in tests) and "loss" in name:
+        if "loss" in name and all((x[name] or 0) > 0 for x in tests):
             axis.set_yscale("log")
-        axis.grid(alpha=0.3)
+            for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+                ticks(ScalarFormatter())
+        axis.grid(alpha=0.3, which="both")
         axis.legend()
     figure.savefig(path)
 
@@ -61,6 +71,7 @@ def draw_images(
     images: np.ndarray, titles: Sequence[str], path: Path, *, columns: int = 8, heading: str = ""
 ) -> None:
     """Draws a sheet of images (b h w c), in [0, 1], each under its title."""
+    columns = max(min(columns, len(images)), 4)
     rows = max(-(-len(images) // columns), 1)
     figure, axes = new_figure(
         1.4 * columns, 1.6 * rows + 0.4, nrows=rows, ncols=columns, squeeze=False
@@ -70,13 +81,13 @@ def draw_images(
     for axis, image, title in zip(axes.flat, images, titles, strict=False):
         shown = image[..., 0] if image.shape[-1] == 1 else image
         axis.imshow(np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1)
-        axis.set_title(title, fontsize=8)
+        axis.set_title(textwrap.fill(title, 22), fontsize=8)
     figure.suptitle(heading, fontsize=10)
     figure.savefig(path)
 
 
 def draw_confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
-    """Draws counts of (row: true class, column: predicted class), shaded by the share of the row."""
+    """Draws counts of (row: true class, column: predicted class), shaded by its row's share."""
     n = len(classes)
     side = max(4.0, 0.5 * n + 1.5)
     figure, axis = new_figure(side + 0.6, side)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
@@ -14,11 +14,11 @@ from jaxdl.backend import CompilationCache
 from jaxdl.errors import RunFailed, UserError
 from jaxdl.run.diagnose import describe_nonfinite
 from jaxdl.run.experiment import Session
-from jaxdl.run.finish import finish, summary
+from jaxdl.run.finish import finish
 from jaxdl.run.interrupts import Interrupts, interrupts
 from jaxdl.run.log import Log
 from jaxdl.run.meters import Meters
-from jaxdl.run.progress import phase, say
+from jaxdl.run.progress import begin, phase, say
 from jaxdl.run.report import parameter_table
 from jaxdl.run.workdir import Workdir
 from jaxdl.train.checkpoint import Checkpoints
@@ -37,9 +37,6 @@ def train(session: Session, workdir: Workdir, cache: CompilationCache) -> dict[s
     Raises SystemExit(143) on SIGTERM and SystemExit(130) on SIGINT, after saving; RunFailed where
     the loss is not finite and the config says to stop; UserError where the memory does not do.
     """
-    if report := workdir.report():
-        say(f"{workdir.path} is complete: {summary(report['test'])} (--overwrite starts anew)")
-        return report
     with (
         interrupts() as stop,
         told_when_out_of_memory(),
@@ -75,11 +72,13 @@ def restore_or_create(
     workdir.rewind(int(state.step), evaluated=meters.evaluated)
     if found is None:
         say(parameter_table(state.params))
-        session.experiment.preview(workdir)
+        with phase("preview") as note:
+            session.experiment.preview(workdir)
+            note.text = str(workdir.figures)
     return state, meters
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Run:
     """A run in progress, and where it writes."""
 
@@ -89,6 +88,7 @@ class Run:
     checkpoints: Checkpoints
     stop: Interrupts
     cache: CompilationCache
+    served: int = 0  # programs that the cache had served when a compilation was last told
 
     def to_end(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         """Steps, logs, evaluates and saves; returns the final state and its evaluation."""
@@ -101,26 +101,28 @@ class Run:
         test = self.milestone(state, evaluate) if int(state.step) else None
         late: Interval | None = None  # read one interval late, while the device is at the next
         saved = time.monotonic()
-        for number, interval in enumerate(self.intervals(state)):
-            state = interval.state
-            if late is not None:
-                self.account(late, state)
-            late = interval
-            overdue = time.monotonic() - saved > 60 * config.save_minutes
-            if session.evaluates_at(interval.step) or overdue or self.stop():
-                self.account(late, state)
-                test = self.milestone(state, evaluate)
-                late, saved = None, time.monotonic()
-            if config.profile:
-                self.trace(number, last=interval.step == session.steps)
+        with contextlib.closing(self.intervals(state)) as intervals:
+            for interval in intervals:
+                state = interval.state
+                if late is not None:
+                    self.account(late, state)
+                late = interval
+                overdue = time.monotonic() - saved > 60 * config.save_minutes
+                if session.evaluates_at(interval.step) or overdue or self.stop():
+                    self.account(late, state)
+                    test = self.milestone(state, evaluate)
+                    late, saved = None, time.monotonic()
         assert test is not None, "the last step is always evaluated"
         return state, test
 
-    def intervals(self, state: TrainState) -> Iterator[Interval]:
+    def intervals(self, state: TrainState) -> Generator[Interval, None, None]:
         """Starts the one loop, from where the state stands."""
         session, config = self.session, self.session.config
+        if int(state.step) < session.steps:
+            begin("compile")
+        self.served = self.cache.served
         tx, _ = config.optimiser(session.steps)
-        return fit(
+        intervals = fit(
             make_train_step(
                 session.experiment.loss, tx, accum=config.accum, ema_decay=config.ema_decay
             ),
@@ -133,6 +135,7 @@ class Run:
             stop=self.stop,
             on_compile=self.tell_compiled,
         )
+        yield from self.traced(intervals) if config.profile else intervals
 
     def account(self, interval: Interval, state: TrainState) -> None:
         """Reads an interval's metrics into the meters, and logs a line where one is due."""
@@ -150,7 +153,9 @@ class Run:
         step, meters = int(state.step), self.log.meters
         meters.tick()
         test = None
-        if self.session.evaluates_at(step) and not self.stop():
+        # A resumed run has evaluated already; only at the end are the numbers needed again.
+        due = meters.evaluated < step or step == self.session.steps
+        if due and self.session.evaluates_at(step) and not self.stop():
             test = evaluate(state, stop=self.stop)
         if test is not None and meters.evaluated < step:
             self.log.evaluation(step, test)
@@ -162,27 +167,36 @@ class Run:
         return test
 
     def tell_compiled(self, program: Compiled) -> None:
-        """Says how long a compilation took, whether the cache served, and what a step costs."""
+        """Says how long a compilation took, whether the cache served, and what a call costs."""
         self.log.meters.tick(stepping=False)
-        say(f"{'compile':<10}{describe_program(program, self.cache)} ({program.seconds:.1f} s)")
+        parts = ["from the cache" if self.cache.served > self.served else "anew"]
+        self.served = self.cache.served
+        if program.flops:
+            parts.append(f"{program.flops / 1e9:.3g} GFLOP a call")
+        if program.bytes:
+            parts.append(f"{program.bytes / 2**20:,.0f} MiB a device")
+        say(f"{'compile':<10}{', '.join(parts)} ({program.seconds:.1f} s)")
 
-    def trace(self, number: int, *, last: bool) -> None:
+    def traced(self, intervals: Iterator[Interval]) -> Iterator[Interval]:
         """Traces the second interval, the first one with everything compiled."""
-        if number == 0 and not last:
-            jax.profiler.start_trace(str(self.workdir.profile))
-        elif number == 1:
+        folder, meters = self.workdir.profile, self.log.meters
+        yield next(intervals)
+        meters.tick()
+        jax.profiler.start_trace(str(folder))
+        meters.tick(stepping=False)
+        try:
+            second = next(intervals, None)
+            jax.block_until_ready(second and second.state.step)
+        finally:
+            meters.tick()
             jax.profiler.stop_trace()
-            say(f"profile   {self.workdir.profile}")
-
-
-def describe_program(program: Compiled, cache: CompilationCache) -> str:
-    """Tells where a program came from, its operations and its memory."""
-    parts = ["from the cache" if cache.served else "anew"]
-    if program.flops:
-        parts.append(f"{program.flops / 1e9:.3g} GFLOP a call")
-    if program.bytes:
-        parts.append(f"{program.bytes / 2**20:,.0f} MiB a device")
-    return ", ".join(parts)
+            meters.tick(stepping=False)
+        if second is None:
+            say("profile   the first interval was the last: lower --log-every")
+            return
+        say(f"profile   {folder}")
+        yield second
+        yield from intervals
 
 
 @contextlib.contextmanager

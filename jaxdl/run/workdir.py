@@ -14,10 +14,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,13 @@ from typing import Any
 from jaxdl.errors import UserError
 from jaxdl.run.config import flag
 
+# What a run that was killed at its very beginning leaves behind.
+LEFTOVERS = {".lock", "config.json.tmp"}
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Workdir:
-    """An opened run folder. Opening reads; only `create` writes."""
+    """A run folder. Opening it reads; what writes needs it `claimed`."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -41,52 +45,22 @@ class Workdir:
         self._config = self.path / "config.json"
         self._metrics = self.path / "metrics.jsonl"
         self._report = self.path / "report.json"
-        self._lock: Any = None
 
-    @classmethod
-    def create(
-        cls,
-        path: Path,
-        *,
-        experiment: str,
-        preset: str,
-        config: dict,
-        identity: dict,
-        overwrite: bool,
-    ) -> Workdir:
-        """Makes the folder of a run, or opens it to resume.
+    def check(self, *, experiment: str, identity: Mapping[str, Any], overwrite: bool) -> None:
+        """Raises UserError unless the folder is new, empty, or holds this very run.
 
         Args:
-          path: the folder.
           experiment: name of the experiment.
-          preset: name of the preset that the config started from.
-          config: all options, resolved, as JSON.
-          identity: those of them that a resumed run must share.
-          overwrite: delete the run that is there.
-
-        Raises UserError where the folder is no run, another run, in use, or not writable.
+          identity: those of its options that a resumed run must share, as JSON.
+          overwrite: whether the run that is there, if any, is to be deleted.
         """
-        workdir = cls(path)
         try:
-            workdir._check(experiment, identity, overwrite)
-            path.mkdir(parents=True, exist_ok=True)
-            workdir._take()
-            if overwrite:
-                workdir._clear()
-            workdir.figures.mkdir(exist_ok=True)
-            if not workdir._config.exists():
-                about = {"experiment": experiment, "preset": preset, "config": config}
-                about |= {"versions": versions(), "git_commit": git_commit()}
-                write_json(workdir._config, about)
+            held = {entry.name for entry in self.path.iterdir()} - LEFTOVERS
+        except FileNotFoundError:
+            return
         except OSError as error:
-            raise UserError(f"--workdir {path} cannot be written: {error.strerror}") from error
-        return workdir
-
-    def _check(self, experiment: str, identity: dict, overwrite: bool) -> None:
-        """Raises UserError unless the folder is new, empty, or holds this very run."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--workdir {self.path} is a file, not a folder")
-        if not self.path.exists() or not any(self.path.iterdir()):
+            raise UserError(f"--workdir {self.path} cannot be used: {error.strerror}") from error
+        if not held:
             return
         if not self._config.exists():
             raise UserError(
@@ -112,18 +86,63 @@ class Workdir:
                 " choose another folder, or --overwrite it"
             )
 
-    def _take(self) -> None:
-        """Locks the folder for this process, however it may end."""
-        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held until the process ends)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"--workdir {self.path} is in use by another process: wait for it or stop it"
-            ) from error
+    @contextlib.contextmanager
+    def claimed(
+        self,
+        *,
+        experiment: str,
+        preset: str,
+        config: Mapping[str, Any],
+        identity: Mapping[str, Any],
+        overwrite: bool,
+    ) -> Iterator[None]:
+        """Makes the folder of a run, or takes it up, for this process alone while the block runs.
+
+        Args:
+          experiment: name of the experiment.
+          preset: name of the preset that the config started from.
+          config: all options, resolved, as JSON.
+          identity: those of them that a resumed run must share.
+          overwrite: delete the run that is there.
+
+        Raises UserError where the folder is no run, another run, in use, or not writable.
+        """
+        run = {"experiment": experiment, "identity": identity, "overwrite": overwrite}
+        self.check(**run)
+        with contextlib.ExitStack() as held:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                held.enter_context(self._locked())
+                self.check(**run)  # again: another run may have come and gone
+                if overwrite:
+                    self._clear()
+                if not self._config.exists():
+                    about = {"experiment": experiment, "preset": preset, "config": config}
+                    about |= {"versions": versions(), "git_commit": git_commit()}
+                    write_json(self._config, about)
+                self.figures.mkdir(exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"--workdir {self.path} cannot be written: {error.strerror}"
+                ) from error
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Locks the folder; the system unlocks it however the process may end."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"--workdir {self.path} is in use by another process: wait for it or stop it"
+                ) from error
+            yield
 
     def _clear(self) -> None:
-        for entry in self.path.iterdir():
+        """Deletes the run: first what says that it is complete, last what says that it is one."""
+        order = {self._report.name: 0, self._config.name: 2}
+        for entry in sorted(self.path.iterdir(), key=lambda entry: order.get(entry.name, 1)):
             if entry.name == ".lock":
                 continue
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -141,7 +160,12 @@ class Workdir:
 
     def report(self) -> dict[str, Any] | None:
         """Reads the report; None while the run is not complete."""
-        return json.loads(self._report.read_text()) if self._report.exists() else None
+        try:
+            return json.loads(self._report.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._report} cannot be read: {error}") from error
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Writes the report, which marks the run as complete."""
@@ -170,14 +194,23 @@ class Workdir:
         write_text(self._metrics, "".join(kept))
 
     def log(self, line: dict[str, Any]) -> None:
-        """Appends a line to metrics.jsonl."""
+        """Appends a line to metrics.jsonl; a number that is not finite becomes null."""
         with self._metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(finite(line), allow_nan=False) + "\n")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """Replaces the numbers that JSON has no word for, NaN and the infinities, by None."""
+    if isinstance(value, Mapping):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:
@@ -196,12 +229,19 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Returns the commit of the checkout that runs, "-dirty" appended where it has changes."""
-    here = Path(__file__).parent
+    """Returns the commit of the checkout that runs, "-dirty" appended where it has changes.
+
+    None where jaxdl is installed, also where that is within somebody else's checkout.
+    """
+    here = Path(__file__)
+
+    def run(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
     try:
-        run = lambda *args: subprocess.run(  # noqa: E731
-            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        run("ls-files", "--error-unmatch", here.name)
         return run("rev-parse", "HEAD") + ("-dirty" if run("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import zlib
 from collections.abc import Callable, Iterator
@@ -126,7 +127,7 @@ class Checkpoints:
             for bad, why in refused:
                 tell(f"checkpoint {bad} is not usable ({why}): going back to {candidate}")
                 if set_aside:
-                    (self.directory / str(bad)).rename(self.directory / f"{bad}.unusable")
+                    _set_aside(self.directory / str(bad))
             if refused and set_aside:
                 self._manager.reload()
             return state, progress
@@ -163,6 +164,13 @@ class Checkpoints:
         with _told_when_full(self.directory):
             self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _set_aside(folder: Path) -> None:
+    """Renames a checkpoint to N.unusable, or to N.unusable.2 and on where that is taken."""
+    names = itertools.chain(["unusable"], (f"unusable.{n}" for n in itertools.count(2)))
+    aside = (folder.with_name(f"{folder.name}.{name}") for name in names)
+    folder.rename(next(path for path in aside if not path.exists()))
 
 
 def _storable(state: TrainState) -> TrainState:

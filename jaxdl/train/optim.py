@@ -68,13 +68,16 @@ def rmsprop(
 
 
 def muon(rate: Rate, *, decay: float = 0.0) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the matrices and AdamW for the rest, decoupled decay.
+    """Muon (Jordan et al. 2024) for what has two axes and AdamW for the rest, decoupled decay.
 
     Updates of the matrices are scaled to the size of Adam's (Liu et al. 2025, arXiv:2502.16982),
     so that one learning rate serves both.
     """
-    return contrib.muon(
-        rate, weight_decay=decay, weight_decay_mask=matrices, consistent_rms=0.2, adam_b2=0.999
+    # optax's own AdamW beside Muon has Nesterov momentum, and does not decay a convolution.
+    matrix = contrib.muon(rate, weight_decay=decay, consistent_rms=0.2)
+    return optax.partition(
+        {"muon": matrix, "adamw": adamw(rate, decay=decay)},
+        lambda params: jax.tree.map(lambda p: "muon" if jnp.ndim(p) == 2 else "adamw", params),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 import jax
@@ -36,14 +37,14 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
 
 def parse_mesh(text: str) -> dict[str, int]:
     """Parses `data=4`; raises UserError on anything else, naming the part that is wrong."""
-    sizes = {}
+    sizes: dict[str, int] = {}
     for part in text.split(","):
-        name, _, size = part.strip().partition("=")
-        if name != "data" or not size.lstrip("-").isdecimal():
+        match = re.fullmatch(r"\s*(data)=(-?[0-9]+)\s*", part)
+        if match is None or match[1] in sizes:
             raise UserError(
-                f"--mesh {text}: {part!r} is not of the form data=N (N devices, -1: all)"
+                f"--mesh {text}: {part!r} is not of the form data=N (N devices, -1: all), once"
             )
-        sizes[name] = int(size)
+        sizes[match[1]] = int(match[2])
     return sizes
 
 

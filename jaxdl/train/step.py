@@ -72,14 +72,18 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = derive(state.key, "train", state.step)
+        own = state.params, state.model_state
         if axis_name is not None:
             key = derive(key, jax.lax.axis_index(axis_name))
-        sums, model_state = accumulate(loss, state.params, state.model_state, batch, key, accum)
+            # Of what it knows to be equal on all devices JAX sums the gradient over them itself,
+            # and `all_reduce` would sum it again.
+            own = jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), own)
+        sums, model_state = accumulate(loss, *own, batch, key, accum)
         if axis_name is not None:
             sums, model_state = all_reduce(sums, model_state, axis_name)
 
         gradient = jax.tree.map(lambda g: g / sums.objective.count, sums.total)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = None if ema_decay is None else average(state.ema, params, ema_decay, state.step)
@@ -132,7 +136,7 @@ def accumulate(
 
     split = jax.tree.map(lambda x: interleave(x, accum), dict(batch))
     shapes = jax.eval_shape(gradients, model_state, jax.tree.map(lambda x: x[0], split), key)[1]
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    zeros = jax.tree.map(jnp.zeros_like, shapes)
     # On CPU a convolution's gradient inside a loop misses the fast path (jax issue 12868).
     unroll = jax.default_backend() == "cpu"
     (model_state, sums), _ = jax.lax.scan(

@@ -49,6 +49,16 @@ class TinyPictures(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": png(tiny_picture(i, count)), "label": i % 2}
 
 
+class VariedPictures(TinyPictures):
+    """The same, said to be of any size."""
+
+    def _info(self):
+        image = tfds.features.Image(shape=(None, None, 1))
+        label = tfds.features.ClassLabel(names=["cat", "dog"])
+        features = tfds.features.FeaturesDict({"image": image, "label": label})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+
 class TinyTexts(tfds.core.GeneratorBasedBuilder):
     """No pictures at all."""
 
@@ -86,6 +96,7 @@ def prepare(name: str, data_dir: Path):
 def prepared(tmp_path_factory) -> Path:
     data_dir = tmp_path_factory.mktemp("tfds")
     prepare("tiny_pictures", data_dir)
+    prepare("varied_pictures", data_dir)
     return data_dir
 
 
@@ -116,10 +127,12 @@ def test_sets_that_do_not_fit_are_decoded_at_each_access(prepared, monkeypatch):
     assert_tiny(dataset)
 
 
-def test_images_are_brought_to_the_size_asked_for(prepared):
-    dataset = tfds_images("tiny_pictures", data_dir=prepared, size=(3, 4))
-    assert dataset.image_shape == (3, 4, 1)
-    assert tfds_images("tiny_pictures", data_dir=prepared).image_shape == (6, 5, 1)
+def test_images_of_one_size_keep_it_and_others_are_brought_to_the_one_asked_for(prepared):
+    sizes = {"tiny_pictures": (6, 5, 1), "varied_pictures": (3, 4, 1)}
+    for name, shape in sizes.items():
+        assert tfds_images(name, data_dir=prepared, size=(3, 4)).image_shape == shape
+    with pytest.raises(UserError, match="vary in size"):
+        tfds_images("varied_pictures", data_dir=prepared)
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(prepared, monkeypatch, caplog):
@@ -127,7 +140,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(prepared, monkeypatch, c
         raise OSError("no space left")
 
     monkeypatch.setattr(tfds_module.np, "save", full)
-    dataset = tfds_images("tiny_pictures", data_dir=prepared, size=(6, 5))
+    dataset = tfds_images("varied_pictures", data_dir=prepared, size=(6, 5))
     assert "cannot be kept" in caplog.text
     assert_tiny(dataset)
     assert not list(prepared.rglob("*incomplete*"))
@@ -148,12 +161,12 @@ def in_a_process(code: str, *args: object) -> subprocess.CompletedProcess:
 def test_reading_imports_no_tensorflow_and_prints_nothing(prepared):
     code = """
         import test_tfds
-        dataset = test_tfds.tfds_images("tiny_pictures", data_dir=sys.argv[1], size=(2, 2))
+        dataset = test_tfds.tfds_images("tiny_pictures", data_dir=sys.argv[1])
         assert len(dataset.train) == 10
         assert "tensorflow" not in sys.modules
         print("read")
     """
-    tfds_images("tiny_pictures", data_dir=prepared, size=(2, 2))
+    tfds_images("tiny_pictures", data_dir=prepared)
     done = in_a_process(code, prepared)
     assert (done.stdout, done.stderr) == ("read\n", "")
 

@@ -1,0 +1,216 @@
+"""Measures two sides in turn, A B A B ..., in one process, and says what was measured on what.
+
+Machines change their pace from minute to minute, so two sides are only compared within one pair
+of neighbouring calls, and the ratio is the median over the pairs. Its range is told beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdl.run.workdir import git_commit, versions
+
+Call = Callable[[], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the two things that are compared."""
+
+    name: str
+    prepare: Callable[[], Call]  # builds and compiles; returns what runs, and waits for its end
+    flops: float | None = None  # of one call, by the formula that the benchmark states
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds of one side."""
+
+    side: Side
+    compile_seconds: float
+    seconds: list[float]
+    device_bytes: int | None
+
+    def to_json(self, peak_gflops: float | None) -> dict[str, Any]:
+        """States the median, and the share of the machine's peak where FLOPs are known."""
+        median = statistics.median(self.seconds)
+        line = {
+            "name": self.side.name,
+            "seconds": median,
+            "seconds_min": min(self.seconds),
+            "seconds_max": max(self.seconds),
+            "compile_seconds": self.compile_seconds,
+            "peak_device_bytes": self.device_bytes,
+        }
+        if self.side.flops and peak_gflops:
+            gflops = self.side.flops / median / 1e9
+            line |= {"gflops": gflops, "share_of_peak": gflops / peak_gflops}
+        return line
+
+
+def compare(
+    name: str,
+    a: Side,
+    b: Side,
+    *,
+    rounds: int = 9,
+    warmup: int = 2,
+    peak: dict[str, float] | None = None,
+    **about: Any,
+) -> dict[str, Any]:
+    """Measures two sides in turn and returns what is to be printed as one line of JSON.
+
+    The ratio is time of B / time of A, above 1 where A is faster: the median over `rounds` pairs,
+    with its least and its greatest. `warmup` pairs go before and are not counted. `peak` comes
+    from `matmul_peak`; `about` is copied into the line.
+    """
+    first, second = measure(a, b, rounds=rounds, warmup=warmup)
+    best = max(peak.values()) if peak else None
+    return {
+        "benchmark": name,
+        "ratio": pairwise_ratio(first.seconds, second.seconds),
+        "a": first.to_json(best),
+        "b": second.to_json(best),
+        "rounds": rounds,
+        "warmup": warmup,
+        **about,
+        "peak_gflops": peak,
+        "peak_process_bytes": peak_process_bytes(),
+        **environment(),
+    }
+
+
+def measure(a: Side, b: Side, *, rounds: int, warmup: int) -> tuple[Timing, Timing]:
+    """Prepares both sides, then calls them in turn: a timing of each, `rounds` calls long."""
+    sides, calls, compiling = (a, b), [], []
+    for side in sides:
+        started = time.perf_counter()
+        calls.append(side.prepare())
+        compiling.append(time.perf_counter() - started)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for round_ in range(warmup + rounds):
+        for call, times in zip(calls, seconds, strict=True):
+            started = time.perf_counter()
+            call()
+            if round_ >= warmup:
+                times.append(time.perf_counter() - started)
+    memory = [peak_device_bytes(side.name) for side in sides]
+    both = [Timing(*row) for row in zip(sides, compiling, seconds, memory, strict=True)]
+    return both[0], both[1]
+
+
+def pairwise_ratio(a: list[float], b: list[float]) -> dict[str, float]:
+    """Returns the median, least and greatest of b[i] / a[i]."""
+    ratios = [late / early for early, late in zip(a, b, strict=True)]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+def matmul_peak(*, repeats: int = 5) -> dict[str, float]:
+    """Measures the machine's own float32 matrix product, in GFLOP/s, by jax and by torch.
+
+    Of each the best over several sizes n: 2 n^3 operations in the least time. Shares of the peak
+    are of the larger of the two. On a GPU both may use TF32, as the steps may.
+    """
+    sizes = (512, 1024, 2048) if jax.default_backend() == "cpu" else (2048, 4096, 8192)
+    product = jax.jit(jnp.dot)
+    peaks = {"jax": 0.0}
+    for n in sizes:
+        x = jnp.ones((n, n), jnp.float32)
+        seconds = least_seconds(lambda x=x: jax.block_until_ready(product(x, x)), repeats)
+        peaks["jax"] = max(peaks["jax"], 2 * n**3 / seconds / 1e9)
+    with contextlib.suppress(ImportError):
+        import torch
+
+        peaks["torch"] = 0.0
+        device = torch_device()
+        for n in sizes:
+            y = torch.ones((n, n), device=device)
+            seconds = least_seconds(lambda y=y: finish(y @ y), repeats)
+            peaks["torch"] = max(peaks["torch"], 2 * n**3 / seconds / 1e9)
+    return peaks
+
+
+def least_seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Returns the least time of several calls, after one that is not counted."""
+    call()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def torch_device() -> str:
+    """Returns PyTorch's name for the kind of device that JAX runs on."""
+    return "cpu" if jax.default_backend() == "cpu" else "cuda"
+
+
+def finish(tensor: Any) -> None:
+    """Waits until a tensor of PyTorch is computed."""
+    if tensor.is_cuda:
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def peak_device_bytes(name: str) -> int | None:
+    """Returns the most device memory that the library which `name` begins with has held so far."""
+    if jax.default_backend() == "cpu":
+        return None
+    if name.startswith("torch"):
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def peak_process_bytes() -> int:
+    """Returns the most host memory that the process has held so far, both sides together."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def environment() -> dict[str, Any]:
+    """States the device, the versions and the commit."""
+    found = dict(versions())
+    with contextlib.suppress(PackageNotFoundError):
+        found["torch"] = version("torch")
+    device = jax.devices()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "device": processor() if device.platform == "cpu" else device.device_kind,
+        "devices": jax.device_count(),
+        "cores": cores,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "versions": found,
+        "git_commit": git_commit(),
+    }
+
+
+def processor() -> str:
+    """Returns the name of the CPU."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def emit(line: dict[str, Any]) -> None:
+    """Prints one line of JSON."""
+    print(json.dumps(line), flush=True)

@@ -1,0 +1,55 @@
+"""Activations, against PyTorch and against what defines them."""
+
+import inspect
+import math
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdl.layers import ACTIVATIONS, Activation, activation
+
+X = jnp.asarray(np.linspace(-6, 6, 39).reshape(3, 13), jnp.float32)
+
+
+@pytest.mark.parametrize("name", get_args(Activation))
+def test_values_and_gradients_are_those_of_pytorch(name):
+    torch = pytest.importorskip("torch")
+    functions = {
+        "gelu": torch.nn.functional.gelu,
+        "silu": torch.nn.functional.silu,
+        "softmax": lambda x: torch.softmax(x, -1),
+    }
+    x = torch.tensor(np.asarray(X), requires_grad=True)
+    weight = np.cos(np.arange(39, dtype=np.float32)).reshape(3, 13)
+    y = functions.get(name, getattr(torch, name, None))(x)
+    (y * torch.tensor(weight)).sum().backward()
+    ours, pullback = jax.vjp(activation(name), X)
+    np.testing.assert_allclose(ours, y.detach().numpy(), rtol=1e-5, atol=1e-6)
+    gradient = pullback(jnp.asarray(weight))[0]
+    np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_values_are_those_of_the_formulas():
+    x = np.asarray(X, np.float64)
+    sigmoid = 1 / (1 + np.exp(-x))
+    erf = np.vectorize(math.erf)
+    exact = {
+        "sigmoid": sigmoid,
+        "relu": x * (x > 0),
+        "tanh": np.tanh(x),
+        "softmax": np.exp(x) / np.exp(x).sum(-1, keepdims=True),
+        "gelu": x * (1 + erf(x / 2**0.5)) / 2,
+        "silu": x * sigmoid,
+    }
+    assert exact.keys() == ACTIVATIONS.keys()
+    for name, expected in exact.items():
+        np.testing.assert_allclose(activation(name)(X), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_unknown_name_raises_and_names_those_there_are():
+    # Unwrapped: the tests check annotations, which would be first to speak.
+    with pytest.raises(ValueError, match="no activation 'swish'; there are sigmoid, relu, tanh"):
+        inspect.unwrap(activation)("swish")

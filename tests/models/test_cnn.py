@@ -1,0 +1,175 @@
+"""The convolutional networks: sizes, and the laws that hold for every classifier."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.errors import ScopeParamShapeError
+
+from jaxdl.losses import softmax_cross_entropy
+from jaxdl.models import MLP, ReferenceCNN, ResidualCNN
+
+CLASSES = 5
+SHAPE = (8, 12, 3)  # two halvings; all sizes are distinct
+CNN = ReferenceCNN(classes=CLASSES, widths=(4, 6, 7), hidden=11, dropout=0.5)
+RESIDUAL = ResidualCNN(classes=CLASSES, widths=(4, 8, 12), groups=4, dropout=0.3)
+PERCEPTRON = MLP(classes=CLASSES, widths=(16, 9), dropout=0.4)
+MODELS = {"reference": CNN, "residual": RESIDUAL, "mlp": PERCEPTRON}
+FAMILY = pytest.mark.parametrize("name", MODELS)
+
+
+def examples(b=6, seed=0):
+    rng = np.random.default_rng(seed)
+    images, labels = rng.normal(size=(b, *SHAPE)), rng.integers(0, CLASSES, b)
+    return jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.int32)
+
+
+def init(model, x):
+    """Fills every parameter at random: those that start at zero would hide a whole branch."""
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(1), x, train=False))["params"]
+    rng = np.random.default_rng(2)
+    scale = lambda s: (2 / max(np.prod(s.shape[:-1]), 1)) ** 0.5  # noqa: E731
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * scale(s), s.dtype), shapes)
+
+
+def forward(model, *, train):
+    """Compiles the forward pass: one program for a model and a mode."""
+    return jax.jit(
+        lambda params, x, seed: model.apply(
+            {"params": params}, x, train=train, rngs={"dropout": jax.random.key(seed)}
+        )
+    )
+
+
+def test_the_reference_cnn_has_the_parameters_of_its_design():
+    x = jax.ShapeDtypeStruct((1, 48, 48, 3), jnp.float32)
+    model = ReferenceCNN(classes=10)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)["params"]
+    counts = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(layer)) for name, layer in shapes.items()
+    }
+    channels, dense = (3, 32, 64, 128), (12 * 12 * 128, 512, 10)
+    formula = {
+        f"conv{i}": (9 * a + 1) * b for i, (a, b) in enumerate(itertools.pairwise(channels), 1)
+    } | {f"fc{i}": (a + 1) * b for i, (a, b) in enumerate(itertools.pairwise(dense), 1)}
+    assert counts == formula
+    assert list(counts.values()) == [896, 18_496, 73_856, 9_437_696, 5_130]
+    assert sum(counts.values()) == 9_536_074
+
+
+@FAMILY
+def test_one_batch_is_overfitted_within_100_steps(name):
+    model = MODELS[name].clone(dropout=0.0)
+    images, labels = examples(b=8)
+    params = jax.jit(lambda: model.init(jax.random.key(1), images, train=False)["params"])()
+    tx = optax.adam(1e-2)
+
+    @jax.jit
+    def step(params, state):
+        def objective(params):
+            logits = model.apply({"params": params}, images, train=True)
+            return softmax_cross_entropy(logits, labels).mean()
+
+        loss, gradient = jax.value_and_grad(objective)(params)
+        updates, state = tx.update(gradient, state)
+        return optax.apply_updates(params, updates), state, loss
+
+    state, losses = tx.init(params), []
+    for _ in range(100):
+        params, state, loss = step(params, state)
+        losses.append(float(loss))
+    assert losses[0] > 1
+    assert losses[-1] < 0.01
+    # In training it is the same network as in evaluation.
+    logits = model.apply({"params": params}, images, train=False)
+    assert softmax_cross_entropy(logits, labels).mean() < 0.01
+
+
+@FAMILY
+def test_a_row_depends_on_itself_alone(name):
+    model = MODELS[name].clone(dropout=0.0)
+    images, _ = examples()
+    params = init(model, images)
+    run = forward(model, train=True)
+    logits = run(params, images, 0)
+    others = run(params, examples(seed=9)[0].at[2].set(images[2]), 0)
+    np.testing.assert_allclose(others[2], logits[2], rtol=1e-5, atol=1e-6)
+    assert np.abs(others[1] - logits[1]).max() > 1e-2
+    # And not on its place, nor on the size of the batch.
+    np.testing.assert_allclose(run(params, images[::-1], 0)[::-1], logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(params, images[:2], 0), logits[:2], rtol=1e-5, atol=1e-6)
+
+
+@FAMILY
+def test_dropout_is_for_training_alone(name):
+    images, _ = examples()
+    params = init(MODELS[name], images)
+    train, evaluate = forward(MODELS[name], train=True), forward(MODELS[name], train=False)
+    a, b, again = (train(params, images, seed) for seed in (3, 4, 3))
+    assert np.abs(a - b).max() > 1e-2
+    np.testing.assert_array_equal(a, again)
+    np.testing.assert_array_equal(evaluate(params, images, 3), evaluate(params, images, 4))
+    none = forward(MODELS[name].clone(dropout=0.0), train=True)
+    np.testing.assert_allclose(
+        none(params, images, 3), evaluate(params, images, 3), rtol=1e-5, atol=1e-6
+    )
+
+
+@FAMILY
+def test_evaluation_needs_no_key_and_training_does(name):
+    images, _ = examples()
+    params = init(MODELS[name], images)
+    jax.eval_shape(lambda: MODELS[name].apply({"params": params}, images, train=False))
+    with pytest.raises(Exception, match="dropout"):
+        MODELS[name].apply({"params": params}, images, train=True)
+
+
+@FAMILY
+def test_bfloat16_computes_and_float32_stays(name):
+    images, labels = examples()
+    model = MODELS[name].clone(dtype=jnp.bfloat16, dropout=0.0)
+    params = init(model, images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+    def objective(params):
+        logits = model.apply({"params": params}, images, train=True)
+        return softmax_cross_entropy(logits, labels).mean(), logits
+
+    gradient, logits = jax.jit(jax.grad(objective, has_aux=True))(params)
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+    exact = forward(MODELS[name].clone(dropout=0.0), train=False)(params, images, 0)
+    gap = np.abs(logits - exact).max() / np.abs(exact).max()
+    assert 1e-5 < gap < 0.1  # it is coarser, so it was computed in bfloat16, and it is close
+
+
+@pytest.mark.parametrize("model", [CNN, RESIDUAL], ids=["reference", "residual"])
+@pytest.mark.parametrize(("h", "w"), [(10, 12), (8, 6)])
+def test_images_that_do_not_halve_evenly_raise(model, h, w):
+    with pytest.raises(ValueError, match=f"{h}x{w} do not halve evenly.*multiples of 4"):
+        model.init(jax.random.key(0), jnp.zeros((2, h, w, 3)), train=False)
+
+
+@pytest.mark.parametrize("model", [CNN, RESIDUAL], ids=["reference", "residual"])
+def test_other_images_than_the_parameters_are_for_raise(model):
+    images, _ = examples()
+    params = init(model, images)
+    wrong = images[..., :2] if model is RESIDUAL else jnp.zeros((2, 8, 16, 3))
+    with pytest.raises(ScopeParamShapeError, match="kernel"):
+        model.apply({"params": params}, wrong, train=False)
+
+
+def test_a_residual_block_starts_as_its_shortcut():
+    images, _ = examples()
+    shallow, deep = RESIDUAL.clone(dropout=0.0), RESIDUAL.clone(dropout=0.0, blocks=2)
+    params = jax.jit(lambda: deep.init(jax.random.key(1), images, train=False)["params"])()
+    fewer = {name: layer for name, layer in params.items() if not name.endswith("block2")}
+    np.testing.assert_allclose(
+        forward(deep, train=False)(params, images, 0),
+        forward(shallow, train=False)(fewer, images, 0),
+        rtol=1e-5,
+        atol=1e-6,
+    )

@@ -1,0 +1,63 @@
+"""Runs the experiment's command line and kills it with SIGKILL at a moment that is named first.
+
+rename:N      when a checkpoint is about to be made visible for the N-th time
+save:N        some milliseconds into the N-th save
+evaluation:N  at the N-th batch of evaluation
+after:S       S seconds after the first logged line
+"""
+
+import os
+import signal
+import sys
+import threading
+
+
+def kill(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_call(count, then, function):
+    """Wraps a function, to call `then` before its `count`-th call."""
+    calls = iter(range(1, 1_000_000))
+
+    def wrapped(*args, **kwargs):
+        if next(calls) == count:
+            then()
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def arrange(moment, amount):
+    import orbax.checkpoint as ocp
+
+    import jaxdl.train.loop
+    from jaxdl.run.log import Log
+
+    if moment == "rename":
+        seen = []
+
+        def audit(event, args):
+            if event == "os.rename" and os.fspath(args[1]).rpartition("/")[2].isdecimal():
+                seen.append(args)
+                if len(seen) == int(amount):
+                    kill()
+
+        sys.addaudithook(audit)
+    elif moment == "save":
+        soon = threading.Timer(0.02, kill)
+        manager = ocp.CheckpointManager
+        manager.save = at_call(int(amount), soon.start, manager.save)
+    elif moment == "evaluation":
+        jaxdl.train.loop.to_host = at_call(int(amount), kill, jaxdl.train.loop.to_host)
+    elif moment == "after":
+        Log.interval = at_call(1, threading.Timer(float(amount), kill).start, Log.interval)
+    else:
+        raise ValueError(moment)
+
+
+if __name__ == "__main__":
+    from experiments.image_classification import SCRIPT
+
+    arrange(*sys.argv[1].split(":"))
+    SCRIPT.main(sys.argv[2:])

@@ -1,0 +1,250 @@
+"""A run goes on after whatever ended it, and ends as if nothing had."""
+
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import QUICK, STEPS, TINY, assert_same_run, ended, killed_at, main, saved_steps
+
+import jaxdl.train.loop
+from jaxdl.run.log import Log
+from jaxdl.run.workdir import Workdir
+
+# Accumulation, the averaged weights and a scan have a state, or a chunking, of their own.
+VARIANTS = {
+    "plain": (),
+    "accum and ema": ("--accum", "2", "--ema-decay", "0.9"),
+    "scan": ("--scan", "5"),
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Runs a variant once, without an interruption, and returns its folder."""
+    folders = {}
+
+    def run(variant):
+        if variant not in folders:
+            folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+            main(*TINY, *VARIANTS[variant], "--workdir", folder)
+            folders[variant] = folder
+        return folders[variant]
+
+    return run
+
+
+def raise_signal_at(monkeypatch, number, *, step=None, evaluation=None):
+    """Arranges that a signal comes when `step` is logged, or at a batch of the evaluation."""
+    interval, to_host, seen = Log.interval, jaxdl.train.loop.to_host, []
+
+    def logged(log, at):
+        interval(log, at)
+        if at == step:
+            signal.raise_signal(number)
+
+    def counted(metrics):
+        seen.append(metrics)
+        if len(seen) == evaluation:
+            signal.raise_signal(number)
+        return to_host(metrics)
+
+    monkeypatch.setattr(Log, "interval", logged)
+    monkeypatch.setattr(jaxdl.train.loop, "to_host", counted)
+
+
+def test_a_run_killed_at_any_moment_ends_bit_for_bit_as_an_uninterrupted_one(
+    tmp_path, uninterrupted
+):
+    command = (*TINY, "--workdir", tmp_path)
+    killed_at("rename:2", *command)  # the second save, whole but not yet in its place
+    assert saved_steps(tmp_path) == [7]
+    killed_at("evaluation:3", *command)  # in the second evaluation
+    killed_at("after:0.3", *command)
+    main(*command)
+    assert_same_run(tmp_path, uninterrupted("plain"))
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_loses_only_that_one(tmp_path, uninterrupted):
+    command = (*TINY, *VARIANTS["accum and ema"], "--workdir", tmp_path)
+    killed_at("save:3", *command)
+    assert saved_steps(tmp_path) == [7, 10]
+    main(*command)
+    assert_same_run(tmp_path, uninterrupted("accum and ema"))
+
+
+@pytest.mark.parametrize(
+    ("variant", "number", "status", "moment"),
+    [
+        ("plain", signal.SIGTERM, 143, {"step": 14}),
+        ("plain", signal.SIGINT, 130, {"evaluation": 4}),
+        ("accum and ema", signal.SIGTERM, 143, {"evaluation": 1}),
+        ("scan", signal.SIGTERM, 143, {"step": 7}),
+    ],
+)
+def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(
+    variant, number, status, moment, tmp_path, uninterrupted, monkeypatch, capsys
+):
+    # Without --save-minutes 0 only the signal makes it save between evaluations.
+    command = (*TINY, *VARIANTS[variant], "--save-minutes", 9, "--workdir", tmp_path)
+    with monkeypatch.context() as patch:
+        raise_signal_at(patch, number, **moment)
+        with pytest.raises(SystemExit) as leaving:
+            main(*command)
+    assert leaving.value.code == status
+    assert "interrupted and saved" in capsys.readouterr().out
+    stopped = saved_steps(tmp_path)[-1]
+    assert 0 < stopped < STEPS
+    main(*command)
+    assert f"resumed at step {stopped} of {STEPS}" in capsys.readouterr().out
+    assert_same_run(tmp_path, uninterrupted(variant))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign"])
+def test_an_unusable_newest_checkpoint_is_told_and_the_one_before_is_used(
+    damage, tmp_path, uninterrupted, capsys
+):
+    whole, run = uninterrupted("plain"), tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "report.json").unlink()
+    newest = run / "checkpoints" / str(STEPS)
+    if damage == "truncated":
+        largest = max(newest.rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-100])
+    else:
+        shutil.rmtree(newest)
+        shutil.copytree(uninterrupted("accum and ema") / "checkpoints" / str(STEPS), newest)
+    before = saved_steps(run)[-2]
+    capsys.readouterr()
+    main(*TINY, "--workdir", run)
+    out, err = capsys.readouterr()
+    assert f"checkpoint {STEPS} is not usable" in out
+    assert f"going back to {before}" in out
+    assert not err
+    assert_same_run(run, whole)
+    assert (newest.parent / f"{STEPS}.unusable").is_dir()  # set aside, not deleted
+
+
+def test_checkpoints_that_are_all_another_models_are_refused_and_kept(
+    tmp_path, uninterrupted, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted("plain"), run)
+    (run / "report.json").unlink()
+    shutil.rmtree(run / "checkpoints")
+    foreign = uninterrupted("accum and ema") / "checkpoints"
+    shutil.copytree(foreign, run / "checkpoints")
+    line = ended(capsys, 2, *TINY, "--workdir", run)
+    assert "ema/" in line
+    assert saved_steps(run) == saved_steps(foreign)
+
+
+def test_the_latest_and_the_best_checkpoint_are_kept_when_the_metric_worsens(tmp_path, monkeypatch):
+    def worsening(*_, **__):
+        return lambda state, **_: {"loss": 1.0, "accuracy": 1 - int(state.step) / 100}
+
+    monkeypatch.setattr("jaxdl.run.train.evaluator", worsening)
+    main(*TINY, "--keep", 1, "--save-minutes", 9, "--workdir", tmp_path)
+    assert saved_steps(tmp_path) == [10, STEPS]
+
+
+def test_a_second_call_says_that_the_run_is_complete_and_touches_nothing(
+    uninterrupted, capsys, monkeypatch
+):
+    folder = uninterrupted("plain")
+    monkeypatch.setattr("experiments.image_classification.load", None)  # not even the data
+    before = (folder / "report.json").stat().st_mtime_ns
+    capsys.readouterr()
+    main(*TINY, "--workdir", folder)
+    out, _ = capsys.readouterr()
+    assert "is complete: test accuracy" in out
+    assert len(out.splitlines()) == 1
+    assert (folder / "report.json").stat().st_mtime_ns == before
+
+
+def loss_not_finite_at(monkeypatch, step):
+    """Makes the training loss of one step NaN, by way of the images of its batch."""
+    import experiments.image_classification as experiment
+
+    make_loss = experiment.make_loss
+
+    def poisoned(config, model):
+        loss = make_loss(config, model)
+
+        def with_nan(params, model_state, batch, key, *, train):
+            value, aux = loss(params, model_state, batch, key, train=train)
+            if train:
+                hit = jax.random.key_data(key) == jax.random.key_data(key_of(step))
+                value = value.__class__(value.total * jax.numpy.where(hit.all(), np.nan, 1), 64.0)
+            return value, aux
+
+        return with_nan
+
+    from jaxdl.keys import derive
+
+    key_of = lambda step: derive(jax.random.key(0), "train", step)  # noqa: E731
+    monkeypatch.setattr(experiment, "make_loss", poisoned)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tmp_path, monkeypatch, capsys
+):
+    loss_not_finite_at(monkeypatch, 12)
+    command = (*TINY, "--workdir", tmp_path)
+    line = ended(capsys, 1, *command)
+    for part in ("step 12 is not finite", "learning rate", "gradient norm nan", "worst layer fc"):
+        assert part in line
+    assert saved_steps(tmp_path)[-1] == 10
+    assert ended(capsys, 1, *command) == line  # the same command resumes, and finds the same
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_a_loss_that_is_not_finite_is_skipped_by_flag_and_counted(tmp_path, monkeypatch, capsys):
+    loss_not_finite_at(monkeypatch, 12)
+    main(*TINY, "--nonfinite", "skip", "--save-minutes", 9, "--workdir", tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.startswith("step 14/") for line in lines] == ["refused" in line for line in lines]
+    assert "refused 1 of 7 steps" in lines[1]
+    logged = [line for line in Workdir(tmp_path).history() if line["kind"] == "train"]
+    assert [line["refused"] for line in logged] == [0, 1 / 7, 0, 0]
+    assert Workdir(tmp_path).report()["steps"] == STEPS
+
+
+def test_running_out_of_memory_is_answered_with_three_flags(tmp_path, monkeypatch, capsys):
+    def exhausted(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    monkeypatch.setattr("jaxdl.train.loop.Feed.compile", exhausted)
+    line = ended(capsys, 2, *QUICK, "--workdir", tmp_path)
+    assert all(flag in line for flag in ("--batch-size", "--accum", "--precision bf16"))
+
+
+def test_no_space_for_a_checkpoint_is_told_and_the_ones_before_are_kept(
+    tmp_path, monkeypatch, capsys, uninterrupted
+):
+    import errno
+
+    import orbax.checkpoint as ocp
+
+    save = ocp.CheckpointManager.save
+
+    def full(manager, step, **kwargs):
+        if step > 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(manager, step, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", full)
+        assert "no space left" in ended(capsys, 2, *TINY, "--workdir", tmp_path)
+    assert saved_steps(tmp_path) == [7, 10]
+    main(*TINY, "--workdir", tmp_path)
+    assert_same_run(tmp_path, uninterrupted("plain"))
+
+
+def test_no_space_for_a_line_of_the_log_is_told(tmp_path, monkeypatch, capsys):
+    def full(workdir, line):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Workdir, "log", full)
+    assert "no space left" in ended(capsys, 2, *QUICK, "--workdir", tmp_path)

@@ -1,0 +1,64 @@
+"""The real presets of every experiment, shrunk to two steps through the command line."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.image_classification import PRESETS, SCRIPT, make_model
+
+MNIST = os.environ.get("JAXDL_TEST_TFDS")
+# Two steps of eight examples: no more is shrunk than the number of steps, and what they cost.
+SHRUNK = ("--batch-size", "8", "--warmup", "1", "--log-every", "1")
+
+
+def two_steps(preset, examples, folder, *arguments):
+    epochs = str(2 * 8 / examples)
+    SCRIPT.main([preset, *SHRUNK, "--epochs", epochs, "--workdir", str(folder), *arguments])
+    report = json.loads((folder / "report.json").read_text())
+    assert report["steps"] == 2
+    assert 0 <= report["test"]["accuracy"] <= 1
+    assert np.isfinite(report["test"]["loss"])
+    assert len(list((folder / "figures").glob("*.png"))) == 4
+    return report
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_network_of_every_preset_is_built(preset):
+    config = PRESETS[preset]
+    model = make_model(config, classes=7)
+    assert model.classes == 7
+    assert model.widths == config.widths
+
+
+@pytest.mark.parametrize("preset", ["digits", "digits-mlp"])
+def test_the_presets_of_the_embedded_digits_train(preset, tmp_path):
+    report = two_steps(preset, 1438, tmp_path)
+    assert report["dataset"] == "digits"
+    if preset == "digits":  # the reference CNN
+        assert report["parameters"] == 9_536_074
+
+
+def test_the_preset_of_a_folder_trains_on_pictures_of_several_sizes(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 10), ("test", 3)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = rng.integers(0, 256, (20 + i, 30 - i, 3), np.uint8)
+                Image.fromarray(image).save(folder / f"{i}.png")
+    small = ("--widths", "4", "6", "--image-size", "16", "--eval-batch-size", "8")
+    report = two_steps(
+        "folder", 20, tmp_path / "run", "--folder", str(tmp_path / "pictures"), *small
+    )
+    assert np.sum(report["confusion_matrix"]) == 6
+
+
+@pytest.mark.skipif(not MNIST, reason="JAXDL_TEST_TFDS names no folder with mnist prepared")
+def test_the_preset_of_mnist_trains(tmp_path):
+    report = two_steps("mnist", 60_000, tmp_path, "--data-dir", MNIST)
+    assert report["dataset"] == "mnist"
+    assert np.sum(report["confusion_matrix"]) == 10_000
