@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 AXES = ("NHWC", "HWIO", "NHWC")
@@ -33,6 +34,7 @@ def conv(x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c o"]) -> Float
 
 def add_bias(x: Float[Array, "b *n o"], bias: Float[Array, " o"]) -> Float[Array, "b *n o"]:
     """Adds a bias to the last axis."""
+    bias = bias.reshape((1,) * (x.ndim - 1) + bias.shape)
     return _add_bias_on_cpu(x, bias) if _on_cpu() else x + bias
 
 
@@ -52,8 +54,8 @@ class Conv(nn.Module):
     features: int
     size: int = 3
     use_bias: bool = True
-    dtype: jnp.dtype | None = None
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
     kernel_init: Callable = nn.initializers.he_normal()
 
     @nn.compact
@@ -104,7 +106,8 @@ def _add_bias_on_cpu(x: Array, bias: Array) -> Array:
 def _add_bias_backward(_: None, g: Array) -> tuple[Array, Array]:
     # Sums over many rows run on one core; a product with ones runs on all of them.
     rows = g.reshape(g.shape[0], -1, g.shape[-1])
-    return g, jnp.einsum("n,bno->bo", jnp.ones(rows.shape[1], g.dtype), rows).sum(0)
+    total = jnp.einsum("n,bno->bo", jnp.ones(rows.shape[1], g.dtype), rows).sum(0)
+    return g, total.reshape((1,) * (g.ndim - 1) + total.shape)
 
 
 _add_bias_on_cpu.defvjp(lambda x, bias: (x + bias, None), _add_bias_backward)
@@ -130,7 +133,7 @@ def _max_pool_forward(x: Array, size: int) -> tuple[Array, UInt8[Array, "b i j c
 
 def _max_pool_backward(size: int, winner: Array, g: Array) -> tuple[Array]:
     b, h, w, c = g.shape
-    places = jnp.arange(size * size, dtype=jnp.uint8).reshape(size, 1, size, 1)
+    places = jnp.arange(size * size, dtype=jnp.uint8).reshape(1, 1, size, 1, size, 1)
     chosen = winner[:, :, None, :, None] == places
     spread = jnp.where(chosen, g[:, :, None, :, None], 0)
     return (spread.reshape(b, h * size, w * size, c),)

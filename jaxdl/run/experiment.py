@@ -17,6 +17,7 @@ from jaxdl.train.checkpoint import Checkpoints
 from jaxdl.train.sharding import Placement, parse_mesh
 from jaxdl.train.state import Init, TrainState
 from jaxdl.train.step import Loss
+from jaxdl.types import Key
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,28 +96,21 @@ class Session:
 
     def initial_state(self) -> TrainState:
         """Initialises the state, on every device."""
-        tx, _ = self.config.optimiser(self.steps)
-        ema = self.config.ema_decay is not None
-
-        def create(key):
-            return TrainState.create(self.experiment.init, tx, key, ema=ema)
-
-        return jax.jit(create, out_shardings=self.placement.replicated)(
-            jax.random.key(self.config.seed)
-        )
+        create = jax.jit(self._create, out_shardings=self.placement.replicated)
+        return create(jax.random.key(self.config.seed))
 
     def abstract_state(self) -> TrainState:
         """Gives shapes, types and shardings of the state, without computing it."""
-        tx, _ = self.config.optimiser(self.steps)
-        ema = self.config.ema_decay is not None
-        shapes = jax.eval_shape(
-            lambda key: TrainState.create(self.experiment.init, tx, key, ema=ema),
-            jax.random.key(self.config.seed),
-        )
+        shapes = jax.eval_shape(self._create, jax.random.key(self.config.seed))
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.placement.replicated),
             shapes,
         )
+
+    def _create(self, key: Key) -> TrainState:
+        tx, _ = self.config.optimiser(self.steps)
+        ema = self.config.ema_decay is not None
+        return TrainState.create(self.experiment.init, tx, key, ema=ema)
 
     def checkpoints(self, workdir: Workdir, *, read_only: bool = False) -> Checkpoints:
         """Opens the run's checkpoints."""

@@ -22,15 +22,17 @@ class Log:
         self.progress = Progress(start, session.steps)
         self._shown = (start, meters.stepping)
 
-    def interval(self, step: int) -> None:
-        """Logs the means since the last line, and starts new ones."""
-        self.meters.tick()
+    def interval(self, step: int, stepping: float) -> None:
+        """Logs the means since the last line, and starts new ones.
+
+        `stepping` is the time, in seconds spent in steps, at which `step` was reached.
+        """
         totals, self.meters.interval = self.meters.interval, {}
         rate = self.session.learning_rate(step - 1)
         self._write("train", step, {**computed(totals), "learning_rate": rate})
         before, since = self._shown
-        self._shown = (step, self.meters.stepping)
-        seconds = max(self.meters.stepping - since, 1e-9) / max(step - before, 1)
+        self._shown = (step, stepping)
+        seconds = max(stepping - since, 1e-9) / max(step - before, 1)
         units = f"{self.session.units_per_step / seconds:,.0f} {self.session.experiment.unit}/s"
         left = (self.session.steps - step) * seconds
         self.progress.show(step, f"{headline(totals)}  {units}", left=left)

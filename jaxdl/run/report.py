@@ -44,7 +44,7 @@ def draw_learning_curves(history: Sequence[Mapping[str, Any]], path: Path) -> No
 
     A number that was not finite, which the log has as null, is a gap.
     """
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     lines = [line for line in history if line["kind"] == "train"]
     tests = [line for line in history if line["kind"] == "evaluation"]
@@ -60,9 +60,10 @@ def draw_learning_curves(history: Sequence[Mapping[str, Any]], path: Path) -> No
         axis.set(xlabel="step", ylabel=name)
         if "loss" in name and all((x[name] or 0) > 0 for x in tests):
             axis.set_yscale("log")
-            for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-                ticks(ScalarFormatter())
-        axis.grid(alpha=0.3, which="both")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")  # 0.02, not 2 x 10^-2
+            axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(path)
 

@@ -99,17 +99,19 @@ class Run:
             placement=session.placement,
         )
         test = self.milestone(state, evaluate) if int(state.step) else None
-        late: Interval | None = None  # read one interval late, while the device is at the next
+        # Read one interval late, while the device is at the next; with the time it ended at.
+        late: tuple[Interval, float] | None = None
         saved = time.monotonic()
         with contextlib.closing(self.intervals(state)) as intervals:
             for interval in intervals:
                 state = interval.state
                 if late is not None:
-                    self.account(late, state)
-                late = interval
+                    self.account(*late, state)
+                self.log.meters.tick()
+                late = interval, self.log.meters.stepping
                 overdue = time.monotonic() - saved > 60 * config.save_minutes
                 if session.evaluates_at(interval.step) or overdue or self.stop():
-                    self.account(late, state)
+                    self.account(*late, state)
                     test = self.milestone(state, evaluate)
                     late, saved = None, time.monotonic()
         assert test is not None, "the last step is always evaluated"
@@ -137,14 +139,17 @@ class Run:
         )
         yield from self.traced(intervals) if config.profile else intervals
 
-    def account(self, interval: Interval, state: TrainState) -> None:
-        """Reads an interval's metrics into the meters, and logs a line where one is due."""
+    def account(self, interval: Interval, stepping: float, state: TrainState) -> None:
+        """Reads an interval's metrics into the meters, and logs a line where one is due.
+
+        `stepping` is the time in steps at which the interval ended, `state` the newest.
+        """
         for first, metrics in interval.metrics:
             refused = self.log.meters.add(first, metrics)
             if refused is not None and self.session.config.nonfinite == "stop":
                 raise RunFailed(describe_nonfinite(self.session, state, refused))
         if interval.step % self.session.config.log_every == 0:
-            self.log.interval(interval.step)
+            self.log.interval(interval.step, stepping)
 
     def milestone(
         self, state: TrainState, evaluate: Callable[..., dict[str, float] | None]

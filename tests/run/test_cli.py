@@ -228,8 +228,8 @@ def test_the_verbs_tell_a_folder_without_a_run_or_with_another_experiments(tmp_p
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        (["--help"], ["(default: 12)", "--batch-size INT", "Presets: digits, mnist"]),
-        (["train", "--help"], ["(default: 12)"]),
+        (["--help"], ["(default: 0.08)", "--batch-size INT", "Presets: digits, mnist"]),
+        (["train", "--help"], ["(default: 0.08)"]),
         (["mnist", "--help"], ["(default: 5)", "(default: mnist)"]),
         (["evaluate", "--help"], ["(required)", "--step"]),
         (["predict", "--help"], ["--top INT", "(default: 3)", "Picture files."]),

@@ -1,5 +1,7 @@
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +17,7 @@ from jaxdl.run.report import (
     parameter_table,
 )
 from jaxdl.run.workdir import Workdir
-from jaxdl.train import evaluator, make_eval_step
+from jaxdl.train import TrainState, evaluator, make_eval_step
 
 FIELDS = {
     "experiment": str, "dataset": str, "device": str, "steps": int, "parameters": int,
@@ -116,7 +118,8 @@ def test_padding_is_left_out_of_the_predictions():
         (np.array([1, 0]), np.array([[0.25, 0.75], [1, 0]]), np.array([True, True])),
         (np.array([1, 0]), np.array([[0.75, 0.25], [9, 9]]), np.array([True, False])),
     ]
-    found = predict_all(lambda state: batches, None)
+    state = TrainState(jnp.int32(0), jax.random.key(0), {}, {}, ())
+    found = predict_all(lambda state: batches, state)
     assert found.labels.tolist() == [1, 0, 1]
     assert found.classes.tolist() == [1, 0, 0]
 
