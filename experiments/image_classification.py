@@ -102,6 +102,14 @@ class Config(RunConfig):
             self._require(0 <= getattr(self, name) < 1, name, "must lie in [0, 1)")
         for name in ("rotation", "translate", "shear", "brightness", "contrast", "crop_padding"):
             self._require(getattr(self, name) >= 0, name, "must not be negative")
+        if self.model != "mlp":
+            side = 2 ** (len(self.widths) - 1)
+            even = self.image_size % side == 0
+            self._require(even, "image_size", f"must be a multiple of {side} to halve evenly")
+        if self.model == "residual":
+            groups = ResidualCNN.groups
+            whole = all(width % groups == 0 for width in self.widths)
+            self._require(whole, "widths", f"of a residual CNN must be multiples of {groups}")
 
 
 RECIPE = Config(rotation=10, brightness=0.2, contrast=0.2, weight_decay=1e-4, epochs=5)

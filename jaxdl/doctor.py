@@ -1,7 +1,7 @@
-"""Looks the installation over:  python -m jaxdl.doctor
+"""Looks the installation over.
 
-Prints versions, devices, the compilation cache, the data at hand, and what is known to go wrong
-with this combination. Exit status 1 where something computes wrongly, 0 otherwise.
+`python -m jaxdl.doctor` prints versions, devices, the compilation cache, the data at hand, and what
+is known to go wrong with this combination. Its exit status is 1 where there is a problem, else 0.
 """
 
 from __future__ import annotations

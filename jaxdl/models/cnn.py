@@ -1,5 +1,8 @@
 """Convolutional networks on images, channels last."""
 
+import math
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -60,12 +63,11 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w o"]:
         """Computes the block; a 1x1 convolution is the shortcut where the width changes."""
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = {"num_groups": self.groups, **dtypes}
-        y = nn.relu(nn.GroupNorm(**norm, name="norm1")(x))
+        y = nn.relu(group_norm(x, self.groups, name="norm1", **dtypes))
         if x.shape[-1] != self.features:
             x = Conv(self.features, size=1, use_bias=False, name="shortcut", **dtypes)(y)
         y = Conv(self.features, use_bias=False, name="conv1", **dtypes)(y)
-        y = nn.relu(nn.GroupNorm(**norm, name="norm2")(y))
+        y = nn.relu(group_norm(y, self.groups, name="norm2", **dtypes))
         zeros = nn.initializers.zeros
         return x + Conv(self.features, kernel_init=zeros, name="conv2", **dtypes)(y)
 
@@ -80,7 +82,7 @@ class ResidualCNN(nn.Module):
     classes: int
     widths: tuple[int, ...] = (32, 64, 128)
     blocks: int = 1  # a stage; stages are joined by 2x2 max-pools
-    groups: int = 8
+    groups: int = 8  # of each normalisation, or as many as divide the width
     dropout: float = 0.0  # before the last layer
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
@@ -101,9 +103,14 @@ class ResidualCNN(nn.Module):
             for block in range(self.blocks):
                 name = f"stage{stage + 1}_block{block + 1}"
                 x = ResidualBlock(width, self.groups, name=name, **dtypes)(x)
-        x = nn.relu(nn.GroupNorm(num_groups=self.groups, name="norm", **dtypes)(x))
+        x = nn.relu(group_norm(x, self.groups, name="norm", **dtypes))
         x = Dropout(self.dropout)(x.mean((1, 2)), train=train)
         return nn.Dense(self.classes, name="fc", **dtypes)(x).astype(jnp.float32)
+
+
+def group_norm(x: Float[Array, "b h w c"], groups: int, **kwargs: Any) -> Float[Array, "b h w c"]:
+    """Normalises groups of channels, gcd(groups, c) of them; within a module's `__call__`."""
+    return nn.GroupNorm(num_groups=math.gcd(groups, x.shape[-1]), **kwargs)(x)
 
 
 def check_divisible(x: Float[Array, "b h w c"], factor: int) -> None:

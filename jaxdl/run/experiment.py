@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxdl.data.pipeline import Pipeline
+from jaxdl.errors import UserError
 from jaxdl.run.config import RunConfig
 from jaxdl.run.workdir import Workdir
 from jaxdl.train.checkpoint import Checkpoints
@@ -50,11 +51,19 @@ class Session:
 
     @classmethod
     def start(cls, experiment: Experiment, config: RunConfig) -> Session:
-        """Chooses the devices; raises UserError where the batches do not split over them."""
+        """Chooses the devices; raises UserError where the batches do not split over them.
+
+        Also where the network does not take what it is to be given.
+        """
         placement = Placement.over(parse_mesh(config.mesh))
         placement.check(config.batch_size, flag="--batch-size", accum=config.accum)
         placement.check(config.eval_batch_size, flag="--eval-batch-size")
-        return cls(experiment, config, placement)
+        session = cls(experiment, config, placement)
+        try:
+            session.abstract_state()
+        except ValueError as error:  # the network's own words for shapes that do not fit it
+            raise UserError(f"the network cannot be built: {error}") from error
+        return session
 
     @property
     def steps_per_epoch(self) -> int:

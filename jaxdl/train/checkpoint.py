@@ -8,6 +8,7 @@ one would.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import itertools
 import logging
@@ -156,7 +157,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise a dozen types here
             raise Mismatch(f"its arrays cannot be read: {_first_line(error)}") from error
         _verify(saved, restored)
-        state = restored.replace(key=jax.random.wrap_key_data(restored.key))
+        state = dataclasses.replace(restored, key=jax.random.wrap_key_data(restored.key))
         return state, record["record"]["progress"]
 
     def close(self) -> None:
@@ -175,13 +176,10 @@ def _set_aside(folder: Path) -> None:
 
 def _storable(state: TrainState) -> TrainState:
     """Replaces the typed key, which is no plain array, by its words."""
-    if jax.dtypes.issubdtype(state.key.dtype, jax.dtypes.prng_key):
-        return state.replace(
-            key=jax.eval_shape(jax.random.key_data, state.key)
-            if isinstance(state.key, jax.ShapeDtypeStruct)
-            else jax.random.key_data(state.key)
-        )
-    return state
+    abstract = isinstance(state.key, jax.ShapeDtypeStruct)
+    words = jax.random.key_data
+    key = jax.eval_shape(words, state.key) if abstract else words(state.key)
+    return dataclasses.replace(state, key=key)
 
 
 def leaf_name(path: tuple) -> str:
@@ -204,7 +202,7 @@ def _describe(tree: PyTree) -> dict[str, list]:
 
 
 def _checksum(leaf: Any) -> int:
-    return zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data)
 
 
 def _compare(saved: dict[str, list], tree: PyTree) -> None:

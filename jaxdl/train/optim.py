@@ -9,9 +9,10 @@ axes: not biases, not the scales of normalisations.
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from optax import contrib
 
-from jaxdl.types import Params
+from jaxdl.types import Array, Params
 
 Rate = float | optax.Schedule
 
@@ -122,4 +123,9 @@ def _after_warmup(peak: float, warmup: int, then: optax.Schedule) -> optax.Sched
     """Takes the first step at peak / warmup, never at zero, and hands over at `warmup`."""
     if warmup == 0:
         return then
-    return lambda step: jnp.where(step < warmup, peak * (step + 1) / warmup, then(step))
+
+    def schedule(count: ArrayLike) -> Array:
+        step = jnp.asarray(count)
+        return jnp.where(step < warmup, peak * (step + 1) / warmup, then(step))
+
+    return schedule

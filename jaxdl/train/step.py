@@ -72,13 +72,15 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = derive(state.key, "train", state.step)
-        own = state.params, state.model_state
+        params, model_state = state.params, state.model_state
         if axis_name is not None:
             key = derive(key, jax.lax.axis_index(axis_name))
             # Of what it knows to be equal on all devices JAX sums the gradient over them itself,
             # and `all_reduce` would sum it again.
-            own = jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), own)
-        sums, model_state = accumulate(loss, *own, batch, key, accum)
+            params, model_state = jax.tree.map(
+                lambda x: jax.lax.pcast(x, axis_name, to="varying"), (params, model_state)
+            )
+        sums, model_state = accumulate(loss, params, model_state, batch, key, accum)
         if axis_name is not None:
             sums, model_state = all_reduce(sums, model_state, axis_name)
 
@@ -168,8 +170,8 @@ def average(ema: Params, params: Params, decay: float, step: Array) -> Params:
     The decay is warmed up as min(decay, (1 + step) / (10 + step)), so that the first averages do
     not remember the initialisation (as TensorFlow's ExponentialMovingAverage does).
     """
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), ema, params)
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda e, p: (kept * e + (1 - kept) * p).astype(e.dtype), ema, params)
 
 
 def select(condition: Array, a: PyTree, b: PyTree) -> PyTree:

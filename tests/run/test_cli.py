@@ -64,6 +64,8 @@ def pictures(tmp_path):
         (["--clip-norm", "0"], "--clip-norm must be above 0"),
         (["--optimizer", "adm"], "Expected one of ('adam', 'adamw', 'sgd', 'rmsprop', 'muon')"),
         (["--widths"], "--widths must be one or more numbers above 0"),
+        (["--image-size", "50"], "--image-size must be a multiple of 4 to halve evenly, got 50"),
+        (["folder", "--widths", "4"], "--widths of a residual CNN must be multiples of 8"),
         (["--dropout", "1"], "--dropout must lie in [0, 1)"),
         (["--channels", "2"], "--channels"),
         (["--seed", "1", "mnist"], "Unrecognized options: mnist"),
