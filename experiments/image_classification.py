@@ -94,8 +94,7 @@ class Config(RunConfig):
     def __post_init__(self) -> None:
         """Refuses numbers that cannot be meant."""
         super().__post_init__()
-        some = bool(self.widths) and min(self.widths) > 0
-        self._require(some, "widths", "must be one or more numbers above 0")
+        self._require(min(self.widths, default=0) > 0, "widths", "must be one or more, above 0")
         for name in ("image_size", "std"):
             self._require(getattr(self, name) > 0, name, "must be above 0")
         for name in ("dropout", "label_smoothing", "scale"):
@@ -104,12 +103,8 @@ class Config(RunConfig):
             self._require(getattr(self, name) >= 0, name, "must not be negative")
         if self.model != "mlp":
             side = 2 ** (len(self.widths) - 1)
-            even = self.image_size % side == 0
-            self._require(even, "image_size", f"must be a multiple of {side} to halve evenly")
-        if self.model == "residual":
-            groups = ResidualCNN.groups
-            whole = all(width % groups == 0 for width in self.widths)
-            self._require(whole, "widths", f"of a residual CNN must be multiples of {groups}")
+            what = f"must be a multiple of {side} to halve evenly"
+            self._require(self.image_size % side == 0, "image_size", what)
 
 
 RECIPE = Config(rotation=10, brightness=0.2, contrast=0.2, weight_decay=1e-4, epochs=5)
