@@ -1,7 +1,7 @@
 """Image classification: the reference CNN, a residual CNN, or an MLP.
 
 python -m experiments.image_classification            # digits: 1 minute, 99% of held-out digits
-python -m experiments.image_classification mnist      # the reference recipe: 99.1%
+python -m experiments.image_classification mnist      # the reference recipe: 99.2% in 30 minutes
 python -m experiments.image_classification evaluate --workdir runs/image_classification-digits
 python -m experiments.image_classification predict --workdir runs/image_classification-digits A.png
 """

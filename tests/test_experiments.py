@@ -52,7 +52,7 @@ def test_the_preset_of_a_folder_trains_on_pictures_of_several_sizes(tmp_path):
             for i in range(count):
                 image = rng.integers(0, 256, (20 + i, 30 - i, 3), np.uint8)
                 Image.fromarray(image).save(folder / f"{i}.png")
-    small = ("--widths", "8", "16", "--image-size", "16", "--eval-batch-size", "8")
+    small = ("--widths", "8", "--image-size", "16", "--eval-batch-size", "8")
     report = two_steps(
         "folder", 20, tmp_path / "run", "--folder", str(tmp_path / "pictures"), *small
     )
