@@ -1,0 +1,217 @@
+"""A recurrent language model of characters, in jaxdl against torch.nn.LSTM.
+
+python -m benchmarks.recurrent --help
+python -m benchmarks.recurrent                     # about 5 minutes on two cores
+python -m benchmarks.recurrent --time 32           # a quarter of the work
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from functools import partial
+from typing import Any
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave torch some of the GPU
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from benchmarks.harness import Call, Side, compare, emit, finish, matmul_peak, torch_device
+from jaxdl.decode import generate, row_keys
+from jaxdl.errors import UserError
+from jaxdl.losses import softmax_cross_entropy
+from jaxdl.metrics import Mean
+from jaxdl.models import RecurrentLM
+from jaxdl.sampling import greedy
+from jaxdl.train import Aux, TrainState, make_train_step
+from jaxdl.train.optim import adam, clipped
+
+RATE, CLIP = 1e-3, 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of this benchmark."""
+
+    rounds: int = 7
+    """Pairs of measurements."""
+    warmup: int = 2
+    """Pairs before them that are not counted."""
+    batch_size: int = 64
+    """Sequences in a batch."""
+    time: int = 128
+    """Steps of a sequence, and tokens that are generated."""
+    width: int = 512
+    """Units of the embedding and of each layer."""
+    layers: int = 2
+    """Recurrent layers."""
+    vocabulary: int = 100
+    """Characters."""
+
+
+def train_step_flops(options: Options) -> float:
+    """Counts the operations of the matrix products of a train step.
+
+    A layer takes 2 (d + h) 4 h a token forward, the output 2 h v, and the backward pass twice as
+    much. The embedding, the gates, clipping and the optimiser are left out.
+    """
+    width, tokens = options.width, options.batch_size * options.time
+    layers = options.layers * 2 * (2 * width) * 4 * width
+    return 3.0 * tokens * (layers + 2 * width * options.vocabulary)
+
+
+def make_model(options: Options) -> RecurrentLM:
+    return RecurrentLM(options.vocabulary, width=options.width, layers=options.layers)
+
+
+def draw_tokens(options: Options) -> np.ndarray:
+    shape = (options.batch_size, options.time + 1)
+    return np.random.default_rng(0).integers(0, options.vocabulary, shape, np.int32)
+
+
+def jaxdl_step(options: Options) -> Side:
+    """The train step: forward, backward, clipping, Adam."""
+
+    def prepare() -> Call:
+        model, tx = make_model(options), clipped(adam(RATE), CLIP)
+        tokens = jnp.asarray(draw_tokens(options))
+
+        def init(key):
+            return model.init(key, tokens[:, :-1], train=False)["params"], {}
+
+        def loss(params, model_state, batch, key, *, train):
+            result: Any = model.apply({"params": params}, batch["tokens"][:, :-1], train=train)
+            mean = Mean.of(softmax_cross_entropy(result[0], batch["tokens"][:, 1:]))
+            return mean, Aux({"loss": mean}, model_state)
+
+        state = jax.jit(lambda key: TrainState.create(init, tx, key))(jax.random.key(0))
+        batch = {"tokens": tokens}
+        step = jax.jit(make_train_step(loss, tx), donate_argnums=0).lower(state, batch).compile()
+
+        def call() -> None:
+            nonlocal state
+            state, metrics = step(state, batch)
+            jax.block_until_ready((state, metrics))
+
+        call()
+        return call
+
+    return Side(name="jaxdl", prepare=prepare, flops=train_step_flops(options))
+
+
+def torch_model(options: Options):
+    import torch
+
+    torch.manual_seed(0)
+    width = options.width
+    model = torch.nn.ModuleDict({
+        "encoder": torch.nn.Embedding(options.vocabulary, width),
+        "rnn": torch.nn.LSTM(width, width, options.layers, batch_first=True),
+        "decoder": torch.nn.Linear(width, options.vocabulary),
+    })  # fmt: skip
+    return model.to(torch_device())
+
+
+def torch_step(options: Options) -> Side:
+    """The same train step in PyTorch."""
+
+    def prepare() -> Call:
+        import torch
+
+        model = torch_model(options)
+        tx = torch.optim.Adam(model.parameters(), RATE)
+        tokens = torch.tensor(draw_tokens(options)).long().to(torch_device())
+
+        def call() -> None:
+            tx.zero_grad(set_to_none=True)
+            y, _ = model["rnn"](model["encoder"](tokens[:, :-1]))
+            logits = model["decoder"](y).flatten(0, 1)
+            loss = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            tx.step()
+            finish(loss)
+
+        call()
+        return call
+
+    return Side(name="torch, eager", prepare=prepare, flops=train_step_flops(options))
+
+
+def jaxdl_generation(options: Options, b: int) -> Side:
+    """Greedy generation from one token a row, compiled as one program."""
+
+    def prepare() -> Call:
+        model = make_model(options)
+        tokens = jnp.asarray(draw_tokens(options)[:b, :1])
+        params = jax.jit(partial(model.init, train=False))(jax.random.key(0), tokens)["params"]
+        step, carry = jax.tree_util.Partial(model.step, params), model.initial_carry(b)
+        inputs = step, carry, tokens, jnp.ones(b, jnp.int32), row_keys(jax.random.key(1), b)
+
+        def call() -> None:
+            jax.block_until_ready(generate(*inputs, sampler=greedy, limit=options.time))
+
+        call()
+        return call
+
+    return Side(name="jaxdl", prepare=prepare)
+
+
+def torch_generation(options: Options, b: int) -> Side:
+    """The same in PyTorch: a loop in Python, token by token."""
+
+    def prepare() -> Call:
+        import torch
+
+        model = torch_model(options).eval()
+        first = torch.tensor(draw_tokens(options)[:b, :1]).long().to(torch_device())
+
+        def call() -> None:
+            tokens, carry = first, None
+            with torch.inference_mode():
+                for _ in range(options.time):
+                    y, carry = model["rnn"](model["encoder"](tokens), carry)
+                    tokens = model["decoder"](y).argmax(-1)
+            finish(tokens)
+
+        call()
+        return call
+
+    return Side(name="torch, eager", prepare=prepare)
+
+
+def main(options: Options) -> None:
+    """Prints one line of JSON for each comparison."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            "this benchmark compares with PyTorch: pip install 'jaxdl[reference]'"
+        ) from error
+    torch.set_float32_matmul_precision("high")
+    shared = {"rounds": options.rounds, "warmup": options.warmup, "peak": matmul_peak()}
+    about = {k: v for k, v in dataclasses.asdict(options).items() if k not in shared}
+    about["torch_threads"] = torch.get_num_threads()
+    step = compare(
+        "recurrent train step", jaxdl_step(options), torch_step(options), **shared, **about
+    )
+    emit(step)
+    for b in (1, 8):
+        sides = jaxdl_generation(options, b), torch_generation(options, b)
+        emit(compare("recurrent generation", *sides, **shared, **about | {"batch_size": b}))
+    double = dataclasses.replace(options, time=2 * options.time)
+    once = dataclasses.replace(jaxdl_step(options), name="jaxdl")
+    twice = dataclasses.replace(jaxdl_step(double), name="jaxdl, twice as long")
+    emit(compare("recurrent length", once, twice, **shared, **about))
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

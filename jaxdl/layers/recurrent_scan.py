@@ -1,0 +1,177 @@
+"""One recurrent layer in one direction: a scan of the cell, with what can be done at once hoisted.
+
+The input's part of the gates is one product over all times, before the scan. The gradient of the
+recurrent kernel is one product over all times, behind the backward scan; the gradient that JAX
+derives by itself adds up one product a step, reading and writing the whole kernel each time.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdl.layers.conv import column_sums
+from jaxdl.layers.recurrent import (
+    Cell,
+    CellCarry,
+    CellName,
+    CellParams,
+    LSTMCarry,
+    check_carry,
+    find_cell,
+    hidden,
+    memory_norm,
+    project,
+    recur,
+)
+from jaxdl.rows import choose_rows
+
+
+def scan_layer(
+    cell: CellName,
+    params: CellParams,
+    carry: CellCarry,
+    x: Float[Array, "b t d"],
+    *,
+    lengths: Int[Array, " b"] | None = None,
+    reverse: bool = False,
+    chunk: int | None = None,
+) -> tuple[CellCarry, Float[Array, "b t h"]]:
+    """Runs a cell along time: `cell_step` over x, from the given carry to the last one.
+
+    Args:
+      cell: the kind of cell.
+      params: its parameters, see `jaxdl.layers.recurrent`.
+      carry: the carry before the first step.
+      x: the inputs.
+      lengths: valid steps of each row, in [0, t], the padding behind them. Outputs past a row's
+        end are zero, its last carry is that of its last valid step, and its padding, be it NaN,
+        changes nothing.
+      reverse: run from the last valid step to the first; outputs stay where their inputs are.
+      chunk: rematerialise: keep the carry of every `chunk`-th step alone, and compute all else
+        again for the gradient, chunk by chunk; about a third more time for t / chunk times less
+        memory. None keeps everything.
+
+    Raises ValueError for a carry or lengths of another shape and for chunks below 1.
+    """
+    b, t, _ = x.shape
+    check_carry(cell, carry, b, params["recurrent_kernel"].shape[0])
+    valid = None
+    if lengths is not None:
+        if lengths.shape != (b,):
+            raise ValueError(f"the lengths have shape {lengths.shape}, expected {(b,)}")
+        valid = jnp.arange(t)[:, None] < lengths[None, :]
+    carry, steps = _as_varying(carry, x, params["recurrent_kernel"]), x.swapaxes(0, 1)
+    if valid is not None:
+        steps = jnp.where(valid[:, :, None], steps, 0)
+    if chunk is None:
+        carry, y = _span(cell, reverse, params, carry, steps, valid)
+    else:
+        carry, y = _chunks(cell, reverse, params, carry, steps, valid, chunk)
+    return carry, y.swapaxes(0, 1)
+
+
+def _as_varying(carry: CellCarry, *others: Array) -> CellCarry:
+    """Under `jax.shard_map`, lets a carry that is equal on all devices become each one's own."""
+    axes = frozenset().union(*map(_varying, others))
+
+    def cast(leaf: Array) -> Array:
+        missing = tuple(axes - _varying(leaf))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, carry)
+
+
+def _varying(x: Array) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def _chunks(cell, reverse, params, carry, steps, valid, chunk) -> tuple[CellCarry, Array]:
+    """Scans over chunks of time, each rematerialised; the last one is padded with invalid steps."""
+    if chunk < 1:
+        raise ValueError(f"a chunk has at least one step, got {chunk}")
+    t, b = steps.shape[:2]
+    more = -t % chunk
+    if more:
+        valid = jnp.ones((t, b), bool) if valid is None else valid
+        steps, valid = (jnp.pad(z, [(0, more)] + [(0, 0)] * (z.ndim - 1)) for z in (steps, valid))
+    split = jax.tree.map(lambda z: z.reshape(-1, chunk, *z.shape[1:]), (steps, valid))
+
+    @partial(jax.checkpoint, prevent_cse=False)  # a scan needs no barriers against CSE
+    def body(carry, x):
+        return _span(cell, reverse, params, carry, *x)
+
+    carry, y = lax.scan(body, carry, split, reverse=reverse)
+    return carry, y.reshape(-1, *y.shape[2:])[:t]
+
+
+def _span(cell, reverse, params, carry, steps, valid) -> tuple[CellCarry, Array]:
+    """Runs over steps [t b d] at once; a normalised cell leaves its gradient to JAX."""
+    kind, u = find_cell(cell), project(params, steps)
+    if "recurrent_scale" not in params:
+        weights = params["recurrent_kernel"], params["recurrent_bias"]
+        return _scan(kind, reverse, weights, carry, u, valid)
+
+    def body(carry, x):
+        u, valid = x
+        a = kind.join(u, recur(params, hidden(carry)))
+        return _masked(kind, carry, a, valid, norm=memory_norm(params))
+
+    return lax.scan(body, carry, (u, valid), reverse=reverse)
+
+
+def _masked(
+    kind: Cell, carry: CellCarry, a: Array, valid: Bool[Array, " b"] | None, norm: Any = None
+) -> tuple[CellCarry, Array]:
+    """Takes a step where it is valid; elsewhere the carry stays and the output is zero."""
+    after = kind.combine(carry, a, norm)
+    if valid is None:
+        return after, hidden(after)
+    return choose_rows(valid, (after, hidden(after)), (carry, jnp.zeros_like(hidden(carry))))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scan(kind: Cell, reverse: bool, weights, carry, u, valid) -> tuple[CellCarry, Array]:
+    (carry, y), _ = _forward(kind, reverse, weights, carry, u, valid)
+    return carry, y
+
+
+def _forward(kind: Cell, reverse: bool, weights, carry, u, valid):
+    """Runs forward, keeping the carry before each step and what its gates were made of."""
+    kernel, bias = weights
+
+    def body(carry, x):
+        u, valid = x
+        a = kind.join(u, hidden(carry) @ kernel + bias[None])
+        after, y = _masked(kind, carry, a, valid)
+        return after, (y, carry, a)
+
+    last, (y, before, a) = lax.scan(body, carry, (u, valid), reverse=reverse)
+    return (last, y), (kernel, before, a, valid)
+
+
+def _backward(kind: Cell, reverse: bool, saved, gradient):
+    """Runs backward: the activations are computed again, which is cheaper than keeping them."""
+    kernel, before, a, valid = saved
+    dcarry, dy = gradient
+
+    def body(dcarry, x):
+        before, a, valid, dy = x
+        _, transpose = jax.vjp(lambda carry, a: _masked(kind, carry, a, valid), before, a)
+        dcarry, da = transpose((dcarry, dy))
+        return _add_hidden(dcarry, kind.split(da)[1] @ kernel.T), da
+
+    dcarry, da = lax.scan(body, dcarry, (before, a, valid, dy), reverse=not reverse)
+    du, dr = kind.split(da)
+    dkernel = jnp.einsum("tbh,tbg->hg", hidden(before), dr)
+    return (dkernel, column_sums(dr)), dcarry, du, None
+
+
+def _add_hidden(carry: CellCarry, more: Array) -> CellCarry:
+    return carry._replace(h=carry.h + more) if isinstance(carry, LSTMCarry) else carry + more
+
+
+_scan.defvjp(_forward, _backward)

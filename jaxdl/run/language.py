@@ -1,0 +1,119 @@
+"""What every experiment on the language of one text shares: the text, its tokens, its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxdl.data.bpe import BPETokenizer
+from jaxdl.data.codec import Tokenizer
+from jaxdl.data.text import TextDataset, stdlib_source, text_file, tfds_text
+from jaxdl.data.text_baselines import gzip_bits, markov_bits
+from jaxdl.data.text_pipeline import Windows
+from jaxdl.data.tokenizers import ByteTokenizer, CharTokenizer, WordTokenizer
+from jaxdl.errors import UserError
+from jaxdl.metrics import Mean, Metrics
+from jaxdl.run.config import RunConfig, operational
+from jaxdl.run.progress import say
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageConfig(RunConfig):
+    """Options of every experiment on the language of one text."""
+
+    corpus: str = "stdlib"
+    """stdlib (the source of Python's own library), file, or a TFDS dataset: tiny_shakespeare."""
+    file: Path | None = None
+    """For the corpus "file": a text in UTF-8; its last tenth is held out."""
+    validation_file: Path | None = None
+    """Hold this text out instead, and train on the whole of --file."""
+    data_dir: Path | None = operational(None)
+    """Where TFDS keeps prepared datasets [default: ~/tensorflow_datasets]."""
+    manual_dir: Path | None = operational(None)
+    """Pre-downloaded files for TFDS, which checks them against its own checksums."""
+
+    tokenizer: Literal["byte", "char", "word", "bpe"] = "char"
+    """What a token is; the last three are trained on the training text."""
+    vocabulary: int = 2048
+    """Tokens of words or BPE."""
+    length: int = 128
+    """Tokens a window, in training and in evaluation."""
+    context: int = 32
+    """Tokens of a window that evaluation reads and does not count."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that cannot be meant."""
+        super().__post_init__()
+        self._require(self.length > 0, "length", "must be above 0")
+        self._require(0 <= self.context < self.length, "context", "must lie in [0, length)")
+        if self.tokenizer in ("word", "bpe"):
+            self._require(self.vocabulary > 256, "vocabulary", "must be above 256")
+
+
+def load_text(config: LanguageConfig) -> TextDataset:
+    """Opens the config's corpus."""
+    if config.corpus == "stdlib":
+        return stdlib_source()
+    if config.corpus == "file":
+        if config.file is None:
+            raise UserError("--corpus file needs --file PATH, a text in UTF-8")
+        return text_file(config.file, config.validation_file)
+    return tfds_text(config.corpus, data_dir=config.data_dir, manual_dir=config.manual_dir)
+
+
+def make_tokenizer(config: LanguageConfig, text: str) -> Tokenizer:
+    """Makes the config's tokeniser, trained on `text`."""
+    if config.tokenizer == "byte":
+        return ByteTokenizer()
+    if config.tokenizer == "char":
+        return CharTokenizer.train(text)
+    kind = {"word": WordTokenizer, "bpe": BPETokenizer}[config.tokenizer]
+    return kind.train(text, size=config.vocabulary)
+
+
+def make_windows(
+    config: LanguageConfig, tokenizer: Tokenizer, data: TextDataset
+) -> tuple[Windows, Windows]:
+    """Makes the two pipelines: windows to train on, and those that cover the held-out text."""
+    train = Windows(
+        tokenizer.encode(data.train), config.batch_size, length=config.length, seed=config.seed
+    )
+    test = Windows(
+        tokenizer.encode(data.test), config.eval_batch_size, length=config.length, seed=None,
+        context=config.context,
+    )  # fmt: skip
+    return train, test
+
+
+def characters_of(tokenizer: Tokenizer) -> Float[np.ndarray, " v"]:
+    """Counts the characters of each token: of its UTF-8, the bytes that begin one."""
+    texts = (tokenizer.to_bytes([token]) for token in range(tokenizer.size))
+    return np.array([sum(byte & 0xC0 != 0x80 for byte in text) for text in texts], np.float32)
+
+
+def language_metrics(
+    losses: Float[Array, "b t"],
+    targets: Int[Array, "b t"],
+    mask: Array | None,
+    characters: Float[np.ndarray, " v"],
+) -> Metrics:
+    """Makes "loss", in nats a token, and "bits_per_char", which no tokeniser can flatter."""
+    loss = Mean.of(losses, mask)
+    count = Mean.of(jnp.asarray(characters)[targets], mask).total
+    return {"loss": loss, "bits_per_char": Mean(loss.total / math.log(2), count)}
+
+
+def report_baselines(data: TextDataset) -> dict[str, float]:
+    """Computes and prints what the network is to beat: gzip, and counts of four characters."""
+    baselines = {"gzip": gzip_bits(data.test), "order_4": markov_bits(data.train, data.test)}
+    say(
+        f"{'baselines':<10}held-out bits a character: gzip {baselines['gzip']:.3f}, a character"
+        f" model of order 4 {baselines['order_4']:.3f}"
+    )
+    return baselines
