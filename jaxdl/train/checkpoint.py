@@ -12,7 +12,6 @@ import dataclasses
 import errno
 import itertools
 import logging
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +19,12 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxdl.errors import UserError
-from jaxdl.train.state import TrainState
+from jaxdl.train.checksum import checksums
+from jaxdl.train.state import TrainState, leaf_name
 from jaxdl.types import PyTree
 
 Record = dict[str, Any]
@@ -120,18 +121,22 @@ class Checkpoints:
         steps = self.steps if step is None else [step]
         refused: list[tuple[int, str]] = []
         for candidate in reversed(steps):
+            why, restored = "another process cannot use it", None
             try:
-                state, progress = self._restore(candidate, template)
+                restored = self._restore(candidate, template)
             except Mismatch as error:
-                refused.append((candidate, str(error)))
+                why = str(error)
+            if not _everywhere(restored is not None) or restored is None:
+                refused.append((candidate, why))
                 continue
             for bad, why in refused:
                 tell(f"checkpoint {bad} is not usable ({why}): going back to {candidate}")
-                if set_aside:
+                if set_aside and jax.process_index() == 0:
                     _set_aside(self.directory / str(bad))
             if refused and set_aside:
+                _everywhere(True)  # the first has renamed them
                 self._manager.reload()
-            return state, progress
+            return restored
         if refused:
             bad, why = refused[0]
             raise UserError(
@@ -167,6 +172,11 @@ class Checkpoints:
         self._manager.close()
 
 
+def _everywhere(condition: bool) -> bool:
+    """Tells whether a condition holds in all processes, which wait here for each other."""
+    return bool(multihost_utils.process_allgather(np.array([condition])).all())
+
+
 def _set_aside(folder: Path) -> None:
     """Renames a checkpoint to N.unusable, or to N.unusable.2 and on where that is taken."""
     names = itertools.chain(["unusable"], (f"unusable.{n}" for n in itertools.count(2)))
@@ -176,15 +186,12 @@ def _set_aside(folder: Path) -> None:
 
 def _storable(state: TrainState) -> TrainState:
     """Replaces the typed key, which is no plain array, by its words."""
-    abstract = isinstance(state.key, jax.ShapeDtypeStruct)
-    words = jax.random.key_data
-    key = jax.eval_shape(words, state.key) if abstract else words(state.key)
-    return dataclasses.replace(state, key=key)
-
-
-def leaf_name(path: tuple) -> str:
-    """Joins a tree path as `params/conv1/kernel`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    if not isinstance(state.key, jax.ShapeDtypeStruct):
+        return dataclasses.replace(state, key=jax.random.key_data(state.key))
+    words = jax.eval_shape(jax.random.key_data, state.key)
+    # The words lie where the key does, which on another machine is not where they were saved.
+    words = jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=state.key.sharding)
+    return dataclasses.replace(state, key=words)
 
 
 def _leaves(tree: PyTree) -> Iterator[tuple[str, Any]]:
@@ -193,16 +200,11 @@ def _leaves(tree: PyTree) -> Iterator[tuple[str, Any]]:
 
 
 def _describe(tree: PyTree) -> dict[str, list]:
-    """Lists the shape, type and checksum of every leaf; no checksum where a host holds a part."""
-    described = {}
-    for name, leaf in _leaves(tree):
-        whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
-        described[name] = [list(leaf.shape), str(leaf.dtype), _checksum(leaf) if whole else None]
-    return described
-
-
-def _checksum(leaf: Any) -> int:
-    return zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data)
+    """Lists the shape, type and checksum of every leaf."""
+    return {
+        name: [list(leaf.shape), str(leaf.dtype), total]
+        for (name, leaf), total in zip(_leaves(tree), checksums(tree), strict=True)
+    }
 
 
 def _compare(saved: dict[str, list], tree: PyTree) -> None:
@@ -217,9 +219,8 @@ def _compare(saved: dict[str, list], tree: PyTree) -> None:
 
 def _verify(saved: dict[str, list], tree: PyTree) -> None:
     """Raises Mismatch where an array is not, bit for bit, the one that was saved."""
-    for name, leaf in _leaves(tree):
-        checksum = saved[name][2]
-        if checksum is not None and leaf.is_fully_addressable and _checksum(leaf) != checksum:
+    for (name, _), total in zip(_leaves(tree), checksums(tree), strict=True):
+        if saved[name][2] != total:
             raise Mismatch(f"{name} is damaged: its checksum differs")
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jaxdl.data.pipeline import Pipeline
 from jaxdl.metrics import Metrics, merge, to_host
+from jaxdl.train.program import Compiled, compile_ahead, spread
 from jaxdl.train.sharding import Placement
 from jaxdl.train.state import TrainState
 from jaxdl.types import Batch, PyTree, Step
@@ -30,29 +30,6 @@ class Interval(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
-    """One compiled program, and what XLA says of it."""
-
-    call: Any
-    seconds: float
-
-    @property
-    def flops(self) -> float | None:
-        """Floating-point operations a call, by XLA's count; None where XLA gives none."""
-        cost = self.call.cost_analysis() or {}
-        return cost.get("flops") or None
-
-    @property
-    def bytes(self) -> int | None:
-        """Peak bytes a device: arguments, results that do not reuse them, and temporaries."""
-        memory = self.call.memory_analysis()
-        if memory is None:
-            return None
-        sizes = memory.argument_size_in_bytes + memory.output_size_in_bytes
-        return sizes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-
-
-@dataclasses.dataclass(frozen=True)
 class Feed:
     """A pipeline bound to a placement: its resident arrays, and its batches, on the devices."""
 
@@ -66,17 +43,16 @@ class Feed:
 
     def put(self, batches: Sequence[Mapping[str, np.ndarray]], *, stacked: bool) -> Batch:
         """Puts one batch, or several stacked along a new first axis, onto the devices."""
-        if not stacked:
-            return self.placement.split(batches[0])
-        rows = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-        return self.placement.split(rows, stacked=True)
+        return self.placement.split(_stack(batches) if stacked else batches[0], stacked=stacked)
 
     def compile(
         self, function: Callable, state: TrainState, *, steps: int = 1, donate: bool = False
     ) -> Compiled:
         """Compiles `function(state, batch)` over this feed, ahead of its first call.
 
-        With `steps` above 1 it becomes a scan over that many stacked batches.
+        With `steps` above 1 it becomes a scan over that many stacked batches. With `donate` the
+        memory of the state is given to the first of what it returns, the next state. Where the
+        state is abstract all else is too, and nothing is put onto a device.
         """
 
         def call(state, arrays, batch):
@@ -86,11 +62,21 @@ class Feed:
                 lambda s, b: function(s, self.data.assemble(arrays, b)), state, batch
             )
 
-        started = time.perf_counter()
-        example = self.put([self.data.batch(0)] * steps, stacked=steps > 1)
-        jitted = jax.jit(call, donate_argnums=(0,) if donate else ())
-        compiled = jitted.lower(state, self.arrays, example).compile()
-        return Compiled(compiled, time.perf_counter() - started)
+        placement, stacked = self.placement, steps > 1
+        batches = [self.data.batch(0)] * steps
+        if isinstance(state.step, jax.ShapeDtypeStruct):
+            batch = _stack(batches) if stacked else batches[0]
+            arrays = placement.abstract_replicate(dict(self.data.arrays))
+            example = arrays, placement.abstract_split(batch, stacked=stacked)
+        else:
+            example = self.arrays, self.put(batches, stacked=stacked)
+        out = (placement.shardings(state), placement.replicated) if donate else None
+        program = spread(call, placement, stacked=stacked, donate=donate, out=out)
+        return compile_ahead(program, state, *example)
+
+
+def _stack(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def fit(
@@ -111,7 +97,8 @@ def fit(
     ...     print(step, metrics[-1][1]["loss"].compute())  # doctest: +SKIP
 
     Args:
-      step: a pure train step; it is compiled here, once, with its state donated.
+      step: a pure train step, made for `placement.axis_name`; it is compiled here, once, with its
+        state donated.
       state: where to start. It is donated too: do not use it afterwards.
       data: batch number n is asked for at step n, so a resumed run sees what it would have seen.
       until: the number of steps after which to end.
@@ -127,7 +114,7 @@ def fit(
     """
     placement = placement or Placement.over()
     feed = Feed(data, placement)
-    state = placement.replicate(state)
+    state = placement.put(state)
     programs: dict[int, Compiled] = {}
     at = int(state.step)
     feeding = data.batches(at)
@@ -160,12 +147,15 @@ def over_batches(
     data: Pipeline,
     *,
     placement: Placement | None = None,
+    summed: bool = False,
 ) -> Callable[[TrainState], Iterator[PyTree]]:
     """Makes `run(state)`, which yields `function(state, batch)` for each batch of one pass.
 
-    The program is compiled at the first run and kept; the last batch is padded, with a mask.
+    The program is compiled at the first run and kept; the last batch is padded, with a mask. The
+    function sees whole batches, unless what it returns is `summed` over `placement.axis_name`.
     """
-    feed = Feed(data, placement or Placement.over())
+    placement = placement or Placement.over()
+    feed = Feed(data, placement if summed else dataclasses.replace(placement, parallel="jit"))
     compiled: list[Compiled] = []
 
     def run(state: TrainState) -> Iterator[PyTree]:
@@ -185,9 +175,10 @@ def evaluator(
 ) -> Callable[..., dict[str, float] | None]:
     """Makes `evaluate(state, stop=...)`: one pass over `data`, every example counted exactly once.
 
-    It returns the means; None where `stop()` turned true before the end.
+    `eval_step` is made for `placement.axis_name`. It returns the means; None where `stop()` turned
+    true before the end.
     """
-    run = over_batches(eval_step, data, placement=placement)
+    run = over_batches(eval_step, data, placement=placement, summed=True)
 
     def evaluate(
         state: TrainState, *, stop: Callable[[], bool] = lambda: False

@@ -43,3 +43,8 @@ class TrainState:
     def weights(self) -> Params:
         """The parameters to evaluate, sample and export with: the average where there is one."""
         return self.params if self.ema is None else self.ema
+
+
+def leaf_name(path: tuple) -> str:
+    """Joins a tree path as `params/conv1/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,9 +1,13 @@
 """Runs the experiment's command line and kills it with SIGKILL at a moment that is named first.
 
+never:0       not at all, but without figures all the same
+
 rename:N      when a checkpoint is about to be made visible for the N-th time
 save:N        some milliseconds into the N-th save
 evaluation:N  at the N-th batch of evaluation
 after:S       S seconds after the first logged line
+line:N        at the N-th logged line
+term:N        the same, but by SIGTERM
 """
 
 import os
@@ -30,11 +34,10 @@ def at_call(count, then, function):
 
 def draw_nothing(patch):
     """Leaves figures out, by `patch(module, name, function)`: they take longer than the rest."""
-    import experiments.image_classification as experiment
-    from jaxdl.run import classification, finish
+    from jaxdl.run import classification, finish, images
 
     drawn = {
-        experiment: ["draw_images"],
+        images: ["draw_images"],
         classification: ["draw_confusion_matrix", "draw_mistakes"],
         finish: ["draw_learning_curves"],
     }
@@ -65,9 +68,12 @@ def arrange(moment, amount):
         manager.save = at_call(int(amount), soon.start, manager.save)
     elif moment == "evaluation":
         jaxdl.train.loop.to_host = at_call(int(amount), kill, jaxdl.train.loop.to_host)
+    elif moment in ("line", "term"):
+        number = signal.SIGTERM if moment == "term" else signal.SIGKILL
+        Log.interval = at_call(int(amount), lambda: os.kill(os.getpid(), number), Log.interval)
     elif moment == "after":
         Log.interval = at_call(1, threading.Timer(float(amount), kill).start, Log.interval)
-    else:
+    elif moment != "never":
         raise ValueError(moment)
 
 

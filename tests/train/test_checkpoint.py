@@ -1,7 +1,11 @@
 """Laws of the checkpoints: what comes back is what was saved, bit for bit, or it is told."""
 
 import functools
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +13,13 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
-from tiny import assert_same, make_state, to_numpy
 
 from jaxdl.errors import UserError
+from jaxdl.train import checkpoint
 from jaxdl.train.checkpoint import Checkpoints
+from jaxdl.train.checksum import checksums
 from jaxdl.train.sharding import Placement
+from tests.train.tiny import assert_same, make_state
 
 # Where the read of one array has failed, Orbax closes its loop on those of the others, whose ends
 # TensorStore then reports to nobody.
@@ -206,20 +211,64 @@ def test_where_none_can_be_used_the_user_is_told_and_nothing_is_moved(checkpoint
     assert checkpoints.steps == [5, 6]
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("spec", [PartitionSpec(), PartitionSpec("data")])
-def test_a_state_comes_back_onto_another_number_of_devices(checkpoints, devices, spec):
-    eight, fewer = (Placement.over({"data": n}) for n in (8, devices))
-    state = eight.replicate(state_at(3))
-    noise = jax.device_put(state.params["noise"], NamedSharding(eight.mesh, spec))
-    checkpoints.save(3, state.replace(params=state.params | {"noise": noise}), PROGRESS)
-    template = fewer.replicate(state_at(0))
-    restored, _ = checkpoints.restore(template)
-    assert_same(restored, state_at(3))
-    for leaf in jax.tree.leaves(restored.params):
-        assert leaf.sharding == fewer.replicated
-    step = jax.jit(lambda s: jax.tree.map(jnp.copy, s.params))
-    assert to_numpy(step(restored))["step"] == 3
+@pytest.mark.parametrize(
+    ("saved", "restored"),
+    [
+        ({"data": 8}, {"data": 1}),
+        ({"fsdp": 8}, {"data": 1}),
+        ({"fsdp": 8}, {"fsdp": 2}),
+        ({"fsdp": 8}, {"data": 4}),
+        ({"data": 2, "fsdp": 4}, {"data": 2}),
+        ({"data": 1}, {"fsdp": 8}),
+        ({"data": 8}, {"data": 2, "fsdp": 2}),
+    ],
+    ids=str,
+)
+def test_a_state_comes_back_onto_another_mesh(checkpoints, saved, restored):
+    """From all sides of a split, as a run would: by an abstract template, and verified."""
+    before, after = (Placement.over(sizes, large=64) for sizes in (saved, restored))
+    checkpoints.save(3, before.put(state_at(3)), PROGRESS)
+    template = after.abstract(jax.eval_shape(lambda: state_at(0)))
+    state, _ = checkpoints.restore(template)
+    assert_same(state, state_at(3))
+    jax.tree.map(lambda x, y: np.testing.assert_equal(x.sharding, y.sharding), state, template)
+    assert any(state.params["noise"].sharding.spec) == ("fsdp" in restored)
+    assert jax.random.uniform(state.key) == jax.random.uniform(state_at(3).key)
+
+
+def test_one_process_with_one_device_restores_what_eight_devices_saved(checkpoints):
+    save_split = Placement.over({"fsdp": 8}, large=64).put
+    checkpoints.save(3, save_split(state_at(3)), PROGRESS)
+    code = f"""
+import jax, numpy as np
+from test_checkpoint import Checkpoints, Placement, assert_same, state_at
+assert jax.device_count() == 1
+template = Placement.over().abstract(jax.eval_shape(lambda: state_at(0)))
+assert_same(Checkpoints({str(checkpoints.directory)!r}).restore(template)[0], state_at(3))
+"""
+    paths = os.pathsep.join(str(path) for path in Path(__file__).parents[:3])
+    environment = os.environ | {"PYTHONPATH": paths, "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_split_array_that_is_not_the_one_saved_is_told(checkpoints, monkeypatch):
+    placement = Placement.over({"data": 2, "fsdp": 4}, large=64)
+    checkpoints.save(3, placement.put(state_at(3)), PROGRESS)
+    wanted = state_at(12)
+    wanted = wanted.replace(params=wanted.params | {"noise": state_at(3).params["noise"]})
+    with monkeypatch.context() as lying:  # the record is of what should have been written
+        sums = checksums(wanted.replace(key=jax.random.key_data(wanted.key)))
+        lying.setattr(checkpoint, "checksums", lambda tree: sums)
+        checkpoints.save(12, placement.put(state_at(12)), PROGRESS)
+    state, _, told = restore(checkpoints)
+    assert_same(state, state_at(3))
+    assert told == [
+        "checkpoint 12 is not usable (params/noise is damaged: its checksum differs):"
+        " going back to 3"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import optax
 import pytest
-from tiny import assert_close, assert_same, make_loss, make_source, make_state, to_numpy
 
 from jaxdl.data import Resident, Streaming
 from jaxdl.metrics import to_host
 from jaxdl.train import evaluator, fit, make_eval_step, make_train_step, over_batches
 from jaxdl.train.sharding import Placement
+from tests.train.tiny import assert_close, assert_same, make_loss, make_source, make_state, to_numpy
 
 N, B, UNTIL = 53, 8, 16  # more than two epochs
 TX = optax.adam(0.02)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import assert_close, make_batch, make_loss, make_state
 
 from jaxdl.train import make_train_step, optim
+from tests.train.tiny import assert_close, make_batch, make_loss, make_state
 
 STEPS, RATE = 20, 0.03
 RNG = np.random.default_rng(0)

@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from tiny import assert_close, assert_same, make_batch, make_loss, make_state, to_numpy
 
 from jaxdl.losses import softmax_cross_entropy
 from jaxdl.metrics import Mean
 from jaxdl.train import Aux, make_eval_step, make_train_step
 from jaxdl.train.sharding import make_mesh
+from tests.train.tiny import assert_close, assert_same, make_batch, make_loss, make_state, to_numpy
 
 B = 16
 TX = optax.sgd(0.5)
