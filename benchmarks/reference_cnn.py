@@ -21,12 +21,13 @@ import numpy as np
 import tyro
 
 from benchmarks.harness import Call, Side, compare, emit, finish, matmul_peak, torch_device
-from experiments.image_classification import PRESETS, make_loss, make_model, prepare
+from experiments.image_classification import PRESETS, make_loss, make_model
 from jaxdl.data import ArraySource, make_pipeline
 from jaxdl.errors import UserError
 from jaxdl.keys import derive
 from jaxdl.losses import softmax_cross_entropy
 from jaxdl.metrics import Mean, Metrics
+from jaxdl.run.images import prepare
 from jaxdl.train import Aux, Loss, TrainState, fit, make_train_step
 from jaxdl.train.optim import adam
 from jaxdl.types import Batch, Step

@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 
 import pytest
-from beartype import BeartypeConf, beartype
-from beartype.roar import BeartypeDecorHintPep3119Exception
 from jaxtyping import config as annotations
 from jaxtyping import install_import_hook
+
+import tests.annotations  # noqa: F401  (the hook asks for it by name)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 devices = "--xla_force_host_platform_device_count=8"
@@ -20,23 +20,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
 cache = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
 
-CONF = BeartypeConf(is_pep484_tower=True)  # an int will do where a float is wanted
-
-
-def checked(function):
-    """Checks annotations by beartype, where they can be checked.
-
-    Not those of protocols that are not `runtime_checkable`, and not the fields of dataclasses:
-    JAX rebuilds pytrees with placeholders in them.
-    """
-    try:
-        return function if function.__name__ == "__init__" else beartype(conf=CONF)(function)
-    except BeartypeDecorHintPep3119Exception:
-        return function
-
-
 # Outside the tests the annotations are documentation; here a wrong shape or type raises.
-install_import_hook("jaxdl", f"{__name__}.checked")
+install_import_hook("jaxdl", "tests.annotations.checked")
 
 import jaxdl  # noqa: E402, F401  (before JAX starts: its guard appends a flag too)
 
@@ -46,7 +31,7 @@ import jax  # noqa: E402  isort: skip
 # shapes, where the checked annotations would be first to speak.
 UNCHECKED = {"test_losses.py", "test_images_laws.py"}
 # Files whose functions broadcast [b, h, w, c] with [c] on purpose, and those that run them all.
-BROADCASTING = {"test_images.py", "test_images_laws.py", "test_experiments.py"}
+BROADCASTING = {"test_images.py", "test_images_laws.py", "test_experiments.py", "test_parallel.py"}
 BROADCASTING |= {path.name for path in (Path(__file__).parent / "run").glob("test_*.py")}
 
 

@@ -3,10 +3,13 @@
 import json
 import os
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import language_modeling
 from experiments.image_classification import PRESETS, SCRIPT, make_model
 
 MNIST = os.environ.get("JAXDL_TEST_TFDS")
@@ -33,6 +36,7 @@ def test_the_network_of_every_preset_is_built(preset):
     assert model.widths == config.widths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["digits", "digits-mlp"])
 def test_the_presets_of_the_embedded_digits_train(preset, tmp_path):
     report = two_steps(preset, 1438, tmp_path)
@@ -43,6 +47,7 @@ def test_the_presets_of_the_embedded_digits_train(preset, tmp_path):
         assert report["parameters"] == convolutions + flat * 512 + 512 + classes
 
 
+@pytest.mark.slow
 def test_the_preset_of_a_folder_trains_on_pictures_of_several_sizes(tmp_path):
     rng = np.random.default_rng(0)
     for split, count in (("train", 10), ("test", 3)):
@@ -65,3 +70,26 @@ def test_the_preset_of_mnist_trains(tmp_path):
     report = two_steps("mnist", 60_000, tmp_path, "--data-dir", MNIST, *narrow)
     assert report["dataset"] == "mnist"
     assert np.sum(report["confusion_matrix"]) == 10_000
+
+
+@pytest.mark.parametrize("preset", language_modeling.PRESETS)
+def test_the_network_of_every_language_preset_is_built(preset):
+    config = language_modeling.PRESETS[preset]
+    model = language_modeling.make_model(config, vocabulary=70)
+    tokens = jnp.zeros((2, 9), jnp.int32)
+    init = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), tokens, train=False))
+    (logits, carry), _ = init
+    assert logits.shape == (2, 9, 70)
+    assert len(carry) == config.layers
+
+
+@pytest.mark.slow
+def test_the_source_of_the_standard_library_is_modelled(tmp_path):
+    language_modeling.SCRIPT.main(
+        ["--epochs", "0.01", "--width", "24", "--warmup", "1", "--workdir", str(tmp_path)]
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["dataset"].startswith("stdlib-3.")
+    assert 0 < report["test"]["bits_per_char"] < 8
+    assert 1.5 < report["baselines"]["order_4"] < 2.5
+    assert (tmp_path / "samples" / f"{report['steps']}.txt").read_text().startswith("def ")

@@ -1,12 +1,26 @@
 """Data: sources of examples, and pipelines that make batch number n of them."""
 
+from jaxdl.data.bpe import BPETokenizer
+from jaxdl.data.codec import Tokenizer
 from jaxdl.data.files import FileSource, decode_image, image_folder
 from jaxdl.data.pipeline import Pipeline, Resident, Streaming, make_pipeline
 from jaxdl.data.sources import ArraySource, ImageDataset, Source, digits, load_into_memory
+from jaxdl.data.text import TextDataset, stdlib_source, text_file, tfds_text
+from jaxdl.data.text_baselines import bits_per_character, gzip_bits, markov_bits
+from jaxdl.data.text_pipeline import Streams, Windows
 from jaxdl.data.tfds import RecordSource, tfds_images
+from jaxdl.data.tokenizers import (
+    ByteTokenizer,
+    CharTokenizer,
+    WordTokenizer,
+    load_tokenizer,
+)
 
 __all__ = [
     "ArraySource",
+    "BPETokenizer",
+    "ByteTokenizer",
+    "CharTokenizer",
     "FileSource",
     "ImageDataset",
     "Pipeline",
@@ -14,10 +28,22 @@ __all__ = [
     "Resident",
     "Source",
     "Streaming",
+    "Streams",
+    "TextDataset",
+    "Tokenizer",
+    "Windows",
+    "WordTokenizer",
+    "bits_per_character",
     "decode_image",
     "digits",
+    "gzip_bits",
     "image_folder",
     "load_into_memory",
+    "load_tokenizer",
     "make_pipeline",
+    "markov_bits",
+    "stdlib_source",
+    "text_file",
     "tfds_images",
+    "tfds_text",
 ]

@@ -3,10 +3,16 @@
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
 from jaxdl.errors import UserError
+
+
+def this_process() -> tuple[int, int]:
+    """Returns the number of this process and how many there are, as JAX knows them."""
+    return jax.process_index(), jax.process_count()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,20 +24,21 @@ class Order:
     whether or not B divides the number of examples. Evaluation (`seed=None`): one pass in order;
     the last batch is filled up with example 0, masked.
 
-    `shard=(i, n)` is process i of n: it sees the i-th of n equal slices of every global batch.
+    `shard=(i, n)` is process i of n: it sees the i-th of n equal slices of every global batch; by
+    default it is this process of those that JAX knows of.
     Raises UserError for an empty set and for a batch that the processes cannot share equally.
     """
 
     examples: int
     batch_size: int
     seed: int | None
-    shard: tuple[int, int] = (0, 1)
+    shard: tuple[int, int] = dataclasses.field(default_factory=this_process)
 
     def __post_init__(self):
-        if self.examples < 1:
-            raise UserError("the dataset has no examples; look at the folder or the split it is of")
         if self.batch_size < 1:
             raise UserError(f"--batch-size must be at least 1, not {self.batch_size}")
+        if self.examples < 1:
+            raise UserError("the dataset has no examples; look at the folder or the split it is of")
         index, count = self.shard
         if not 0 <= index < count:
             raise ValueError(f"shard {index} of {count} does not exist")
@@ -48,18 +55,22 @@ class Order:
         """Returns this process's example numbers in batch `step`, int32, and the mask if any."""
         if step < 0 or (self.seed is None and step >= len(self)):
             raise IndexError(f"there is no batch {step}: one pass has {len(self)}")
-        shard, shards = self.shard
-        local = self.batch_size // shards
-        positions = step * self.batch_size + shard * local + np.arange(local)
+        positions = self.positions(step)
         if self.seed is None:
             mask = positions < self.examples
             return np.where(mask, positions, 0).astype(np.int32), mask
         epochs, offsets = np.divmod(positions, self.examples)
-        index = np.empty(local, np.int32)
+        index = np.empty(len(positions), np.int32)
         for epoch in range(epochs[0], epochs[-1] + 1):
             here = epochs == epoch
             index[here] = permutation(self.examples, seed=self.seed, epoch=epoch)[offsets[here]]
         return index, None
+
+    def positions(self, step: int) -> Int[np.ndarray, " b"]:
+        """Returns where this process's part of batch `step` lies in the chain of all epochs."""
+        shard, shards = self.shard
+        local = self.batch_size // shards
+        return step * self.batch_size + shard * local + np.arange(local)
 
 
 @functools.lru_cache(maxsize=4)  # the last two epochs, of a training and of another set

@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl.data.order import Order
+from jaxdl.data.order import Order, this_process
 from jaxdl.data.sources import RESIDENT_LIMIT, ArraySource, Source, load_into_memory
 from jaxdl.types import Array, Batch
 
@@ -56,7 +56,8 @@ class Pipeline(Protocol):
     def assemble(self, arrays: Mapping[str, Array], batch: Mapping[str, Array]) -> Batch:
         """Returns the examples of a batch with leading axis b, within the compiled step; pure.
 
-        In evaluation there is a "mask", bool (b): false where an example only fills the last batch.
+        In evaluation there is a "mask", bool, of the shape of the unreduced loss, (b) or (b, t):
+        false where something only fills the batch, or is counted elsewhere.
         """
         ...
 
@@ -77,11 +78,13 @@ class Resident:
         batch_size: int,
         *,
         seed: int | None,
-        shard: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] | None = None,
     ):
         source = source if isinstance(source, ArraySource) else ArraySource(source)
         self.arrays = source.arrays
-        self.order = Order(examples=len(source), batch_size=batch_size, seed=seed, shard=shard)
+        self.order = Order(
+            examples=len(source), batch_size=batch_size, seed=seed, shard=shard or this_process()
+        )
 
     @property
     def batch_size(self) -> int:
@@ -135,10 +138,12 @@ class Streaming:
         seed: int | None,
         workers: int = 0,
         prefetch: int = 4,
-        shard: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] | None = None,
     ):
         self.source = source
-        self.order = Order(examples=len(source), batch_size=batch_size, seed=seed, shard=shard)
+        self.order = Order(
+            examples=len(source), batch_size=batch_size, seed=seed, shard=shard or this_process()
+        )
         self.workers = workers
         self.prefetch = prefetch
 
@@ -225,11 +230,12 @@ def make_pipeline(
     seed: int | None,
     resident: bool | None = None,
     workers: int = 0,
-    shard: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] | None = None,
 ) -> Resident | Streaming:
     """Chooses the way: Resident where the decoded set has at most RESIDENT_LIMIT bytes (2 GiB).
 
     `resident` overrides the choice. A lazy source that is to be resident is decoded here, once.
+    `shard` is the share of a process, see `Order`: by default this one's, of all that there are.
     """
     if resident is None:
         resident = decoded_bytes(source) <= RESIDENT_LIMIT

@@ -1,4 +1,4 @@
-"""TFDS image classification datasets: prepared once with TensorFlow, read ever after without it."""
+"""TFDS datasets: prepared once with TensorFlow, read ever after without it; images of them."""
 
 import contextlib
 import dataclasses
@@ -43,25 +43,15 @@ def tfds_images(
 ) -> ImageDataset:
     """Reads any TFDS dataset of one image and one class label, e.g. "mnist".
 
-    `name` may carry TFDS's config and version ("NAME/CONFIG:VERSION"); `data_dir` is TFDS's own,
-    by default ~/tensorflow_datasets. Images keep their size; where it varies they are brought to
-    `size` (h, w). The test set is the split "test", or else "validation".
-
-    Not prepared yet: TFDS prepares it as ArrayRecord, which needs TensorFlow and a network, or the
-    files it would download, by their own names, in `manual_dir`; their checksums are TFDS's. TFDS
-    writes to a folder of another name and renames it at the end, so a killed run leaves nothing
-    that could be taken for a dataset.
+    Images keep their size; where it varies they are brought to `size` (h, w). The test set is the
+    split "test", or else "validation".
 
     Decoded sets of up to RESIDENT_LIMIT bytes are kept beside the prepared files and mapped into
     memory from then on; larger ones are decoded at each access.
 
-    Raises UserError for an unknown name (with the nearest ones), features or splits of another
-    kind, a missing manual folder, or what preparing needs and does not find.
+    Raises UserError for features or splits of another kind, and where `prepared` does.
     """
-    with _quiet():
-        builder = _open(name, data_dir)
-        if not builder.is_prepared():
-            _prepare(builder, name, manual_dir)
+    with prepared(name, data_dir=data_dir, manual_dir=manual_dir) as builder:
         recipe = _recipe(builder, name, size)
         splits = _splits(builder, name)
     train, test = (RecordSource(split=split, **recipe) for split in splits)
@@ -71,6 +61,33 @@ def tfds_images(
         train=_decoded(train) if train.nbytes <= RESIDENT_LIMIT else train,
         test=_decoded(test) if test.nbytes <= RESIDENT_LIMIT else test,
     )
+
+
+@contextlib.contextmanager
+def prepared(
+    name: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    manual_dir: str | os.PathLike | None = None,
+) -> Iterator[Any]:
+    """Opens the builder of a dataset, prepared if it was not yet; TFDS is quiet within.
+
+    `name` may carry TFDS's config and version ("NAME/CONFIG:VERSION"); `data_dir` is TFDS's own,
+    by default ~/tensorflow_datasets.
+
+    Not prepared yet: TFDS prepares it as ArrayRecord, which needs TensorFlow and a network, or the
+    files it would download, by their own names, in `manual_dir`; their checksums are TFDS's. TFDS
+    writes to a folder of another name and renames it at the end, so a killed run leaves nothing
+    that could be taken for a dataset.
+
+    Raises UserError for an unknown name (with the nearest ones), a missing manual folder, or what
+    preparing needs and does not find.
+    """
+    with _quiet():
+        builder = _open(name, data_dir)
+        if not builder.is_prepared():
+            _prepare(builder, name, manual_dir)
+        yield builder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """A model as a folder that anyone can read: model.safetensors and config.json.
 
-The parameters lie under their paths, joined by dots (`conv1.kernel`), in the layout of Flax. The
-config names the class, its fields, and what a user has to know beside it (`about`).
+The parameters lie under their paths, joined by dots (`conv1.kernel`), in the layout of Flax; what
+the model keeps beside them, under the name of its collection (`batch_stats.norm.mean`). The config
+names the class, its fields, and what a user has to know beside it (`about`).
 """
 
 from __future__ import annotations
@@ -15,24 +16,26 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import jaxdl.models
 from jaxdl.errors import UserError
-from jaxdl.types import Params
+from jaxdl.types import ModelState, Params
 
 # Fields that say how to compute, not what the network is.
-_SKIPPED = {"parent", "name", "dtype", "param_dtype"}
+_SKIPPED = {"parent", "name", "dtype", "param_dtype", "axis_name"}
+# What a model keeps beside its parameters, stored under its own name.
+_STATES = ("batch_stats",)
 
 
 class LoadedModel(NamedTuple):
-    """A model read from its folder: `model.apply({"params": params}, ...)`."""
+    """A model read from its folder: `model.apply({"params": params, **model_state}, ...)`."""
 
     model: nn.Module
     params: Params
+    model_state: ModelState  # running statistics; {} for most
     about: dict[str, Any]
 
 
@@ -59,7 +62,12 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def save_model(
-    folder: str | Path, model: nn.Module, params: Params, *, about: Mapping[str, Any] | None = None
+    folder: str | Path,
+    model: nn.Module,
+    params: Params,
+    *,
+    model_state: ModelState | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `model.safetensors` and `config.json` into `folder`, which is made if need be.
 
@@ -78,7 +86,7 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)  # it would describe another model
     weights, described = folder / "model.safetensors.tmp", folder / "config.json.tmp"
-    save_file(flatten(params), weights, metadata={"format": "jaxdl"})
+    save_file(flatten({**params, **(model_state or {})}), weights, metadata={"format": "jaxdl"})
     weights.replace(weights.with_suffix(""))
     described.write_text(text)
     described.replace(described.with_suffix(""))
@@ -89,7 +97,8 @@ def load_model(folder: str | Path) -> LoadedModel:
 
     Raises UserError where a file is missing or damaged, where the class is none of
     `jaxdl.models` or has no such fields, or where the parameters are not those of the model,
-    naming the first that differs. They are checked where `about` has an "input_shape".
+    naming the first that differs. They are checked where `about` has an "input_shape",
+    and an "input_dtype" if that is not float32.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -98,20 +107,23 @@ def load_model(folder: str | Path) -> LoadedModel:
     flat = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     about = config["about"]
     if "input_shape" in about:
-        check_parameters(flat, model, tuple(about["input_shape"]), where=str(folder))
-    return LoadedModel(model, flax.traverse_util.unflatten_dict(flat, sep="."), about)
+        x = jax.ShapeDtypeStruct((1, *about["input_shape"]), about.get("input_dtype", "float32"))
+        check_parameters(flat, model, x, where=str(folder))
+    params = flax.traverse_util.unflatten_dict(flat, sep=".")
+    model_state = {name: params.pop(name) for name in _STATES if name in params}
+    return LoadedModel(model, params, model_state, about)
 
 
 def check_parameters(
-    flat: Mapping[str, np.ndarray], model: nn.Module, input_shape: tuple[int, ...], *, where: str
+    flat: Mapping[str, np.ndarray], model: nn.Module, x: jax.ShapeDtypeStruct, *, where: str
 ) -> None:
-    """Raises UserError unless `flat` has exactly the parameters of `model`, in their shapes."""
-    x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    """Raises UserError unless `flat` has exactly the arrays that `model` has for inputs like x."""
     init = lambda x: model.init(jax.random.key(0), x, train=False)  # noqa: E731
     try:
-        shapes = jax.eval_shape(init, x)["params"]
+        shapes = dict(jax.eval_shape(init, x))
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: no {type(model).__name__} like that: {error}") from error
+    shapes = {**shapes.pop("params"), **shapes}
     wanted: dict[str, Any] = flax.traverse_util.flatten_dict(shapes, sep=".")
     for name in [*wanted, *flat]:
         there = flat[name].shape if name in flat else "absent"

@@ -175,8 +175,11 @@ class Entries:
         self.where = where
 
     def count(self, stem: str, part: str) -> int:
-        """Returns the number of entries `<stem>i.<part>`, at least 1: how far to look for them."""
-        pattern = re.compile(rf"{stem}\d+\.{part}")
+        """Returns the number of entries `<stem>i.<part>`, at least 1: how far to look for them.
+
+        Without a part they are named `<stem>i`.
+        """
+        pattern = re.compile(rf"{re.escape(stem)}\d+" + (rf"\.{part}" if part else ""))
         return max(1, sum(pattern.fullmatch(name) is not None for name in self.left))
 
     def take(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:

@@ -3,14 +3,22 @@
 from jaxdl.layers.activations import ACTIVATIONS, Activation, activation
 from jaxdl.layers.conv import Conv, conv, max_pool
 from jaxdl.layers.dropout import Dropout, dropout
+from jaxdl.layers.recurrent import LSTMCarry, cell_step
+from jaxdl.layers.recurrent_scan import scan_layer
+from jaxdl.layers.recurrent_stack import Recurrent, RecurrentLayer
 
 __all__ = [
     "ACTIVATIONS",
     "Activation",
     "Conv",
     "Dropout",
+    "LSTMCarry",
+    "Recurrent",
+    "RecurrentLayer",
     "activation",
+    "cell_step",
     "conv",
     "dropout",
     "max_pool",
+    "scan_layer",
 ]

@@ -2,5 +2,13 @@
 
 from jaxdl.models.cnn import ReferenceCNN, ResidualCNN
 from jaxdl.models.mlp import MLP
+from jaxdl.models.rnn import RecurrentLM, SequenceClassifier, SequenceTagger
 
-__all__ = ["MLP", "ReferenceCNN", "ResidualCNN"]
+__all__ = [
+    "MLP",
+    "RecurrentLM",
+    "ReferenceCNN",
+    "ResidualCNN",
+    "SequenceClassifier",
+    "SequenceTagger",
+]

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+import tyro
 
-from jaxdl.data.sources import Source
+from jaxdl.backend import CompilationCache
+from jaxdl.data import Source, decode_image
+from jaxdl.errors import UserError
+from jaxdl.interop.safetensors import load_model
 from jaxdl.metrics import confusion_matrix
+from jaxdl.models.apply import apply
+from jaxdl.run.cli import VerbConfig
+from jaxdl.run.hosts import gathered
+from jaxdl.run.images import ImageConfig, prepare
 from jaxdl.run.progress import say
 from jaxdl.run.report import draw_confusion_matrix, draw_images
+from jaxdl.run.workdir import Workdir
 from jaxdl.train.state import TrainState
 
 
@@ -30,10 +41,11 @@ class Predictions(NamedTuple):
 def predict_all(run: Callable[[TrainState], Any], state: TrainState) -> Predictions:
     """Collects (labels, probabilities, mask) over the batches of `run`, the padding left out."""
     labels, probabilities = [], []
-    for batch_labels, batch_probabilities, mask in run(state):
-        kept = np.asarray(mask, bool)
-        labels.append(np.asarray(batch_labels)[kept])
-        probabilities.append(np.asarray(batch_probabilities)[kept])
+    for outputs in run(state):
+        batch_labels, batch_probabilities, mask = gathered(outputs)
+        kept = mask.astype(bool)
+        labels.append(batch_labels[kept])
+        probabilities.append(batch_probabilities[kept])
     return Predictions(np.concatenate(labels), np.concatenate(probabilities))
 
 
@@ -85,3 +97,39 @@ def draw_mistakes(
     images = np.array([source[int(i)]["image"] for i in shown], np.float32) / 255
     heading = f"{len(wrong)} of {len(predictions.labels)} wrong (true > predicted, probability)"
     draw_images(images, titles, path, heading=heading)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictConfig(VerbConfig):
+    """Options of `predict`."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Picture files."""
+    top: int = 3
+    """Classes to print for each."""
+    invert: bool = False
+    """Invert the pictures: for dark strokes on white paper, where training had the reverse."""
+
+
+def predict(options: PredictConfig) -> None:
+    """Prints the most probable classes of each picture file."""
+    if not options.images:
+        raise UserError("predict needs a picture file, or several")
+    CompilationCache()
+    model, params, model_state, about = load_model(Workdir(options.workdir).model)
+    shared = ("image_size", "channels", "mean", "std")
+    config = ImageConfig(**{name: about[name] for name in shared})
+    height, width, channels = about["stored_shape"]
+    pictures = [decode_image(p, size=(height, width), channels=channels) for p in options.images]
+    images = np.stack(pictures)
+    images = 255 - images if options.invert else images
+
+    @jax.jit
+    def classify(params, images):
+        x = prepare(config, images, None)
+        return jax.nn.softmax(apply(model, params, model_state, x)[0])
+
+    probabilities = classify(params, images)
+    for path, row in zip(options.images, np.asarray(probabilities), strict=True):
+        best = row.argsort()[::-1][: options.top]
+        say(f"{path}  " + "  ".join(f"{about['classes'][i]} {row[i]:.4f}" for i in best))

@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import functools
 import io
+import os
 import re
 import sys
 import typing
@@ -22,7 +24,8 @@ import tyro
 
 from jaxdl.backend import CompilationCache
 from jaxdl.errors import RunFailed, UserError
-from jaxdl.run.config import RunConfig, flag, identity, to_json
+from jaxdl.run import hosts
+from jaxdl.run.config import HostsConfig, RunConfig, flag, identity, to_json
 from jaxdl.run.experiment import Experiment, Session
 from jaxdl.run.progress import end_line, phase, say, spoken_log
 from jaxdl.run.workdir import Workdir
@@ -40,7 +43,7 @@ class VerbConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(VerbConfig):
+class EvaluateConfig(VerbConfig, HostsConfig):
     """Options of `evaluate`."""
 
     step: int | None = None
@@ -73,12 +76,16 @@ class Script:
             leave(1, error)
         except KeyboardInterrupt:  # before or after training, when there is nothing to save
             leave(130)
+        except BrokenPipeError:  # nobody reads on, as with `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             leave(2, f"no space left ({error}): make room and run the same command again")
 
     def _dispatch(self, arguments: list[str]) -> None:
+        given = tuple(arguments)
         verbs = {"train": self.train, "evaluate": self.evaluate, **self.verbs}
         verb = arguments.pop(0) if arguments and arguments[0] in verbs else "train"
         if verb != "train":
@@ -94,10 +101,25 @@ class Script:
         default = self.presets[preset]
         about = f"Presets: {', '.join(self.presets)}. Verbs: {', '.join(verbs)}."
         config = parse(type(default), arguments, prog=self.name, default=default, description=about)
+        if config.dry_run:
+            self.dry_run(config, again=functools.partial(self.main, given))
+            return
         self.train(preset, config)
+
+    def dry_run(self, config: RunConfig, *, again: Callable[[], None]) -> None:
+        """Compiles a step for the config's mesh and says what it takes; leaves no folder behind."""
+        from jaxdl.run.dry_run import dry_run
+
+        CompilationCache()
+        if status := dry_run(config, lambda: self._session(config), again):
+            raise SystemExit(status)
 
     def train(self, preset: str, config: RunConfig) -> None:
         """Trains, or resumes, in the config's workdir."""
+        with hosts.joined(config):
+            self._train(preset, config)
+
+    def _train(self, preset: str, config: RunConfig) -> None:
         from jaxdl.run.finish import summary
         from jaxdl.run.train import train
 
@@ -105,18 +127,30 @@ class Script:
         run: dict[str, Any] = {
             "experiment": self.name, "identity": identity(config), "overwrite": config.overwrite
         }  # fmt: skip
-        workdir.check(**run)  # before the data, which may take minutes
-        if not config.overwrite and (report := workdir.report()):
-            say(f"{workdir.path} is complete: {summary(report['test'])} (--overwrite starts anew)")
+        report = None
+        if hosts.is_first():
+            workdir.check(**run)  # before the data, which may take minutes
+            report = None if config.overwrite else workdir.report()
+        if hosts.by_first(report is not None):
+            test = report["test"] if report else {}
+            say(f"{workdir.path} is complete: {summary(test)} (--overwrite starts anew)")
             return
         cache = CompilationCache()
         session = self._session(config)
-        with workdir.claimed(preset=preset, config=to_json(config), **run):
+        with (
+            workdir.of_this_process() as workdir,
+            workdir.claimed(preset=preset, config=to_json(config), **run),
+        ):
+            hosts.barrier("workdir")  # what is in it is settled
             say(f"{'workdir':<10}{workdir.path}")
             train(session, workdir, cache)
 
     def evaluate(self, options: EvaluateConfig) -> None:
         """Evaluates a checkpoint of a run on the test set, and draws its figures."""
+        with hosts.joined(options):
+            self._evaluate(options)
+
+    def _evaluate(self, options: EvaluateConfig) -> None:
         from jaxdl.run.finish import summary
         from jaxdl.train.loop import evaluator
         from jaxdl.train.step import make_eval_step
@@ -131,10 +165,14 @@ class Script:
         state = newest(session, workdir, options.step)
         experiment = session.experiment
         evaluate = evaluator(
-            make_eval_step(experiment.loss), experiment.test, placement=session.placement
+            make_eval_step(session.loss, axis_name=session.placement.axis_name),
+            experiment.test,
+            placement=session.placement,
         )
         test = evaluate(state)
-        test |= experiment.finish(state, workdir, session.placement).get("test", {})
+        with workdir.of_this_process() as workdir:
+            workdir.figures.mkdir(exist_ok=True)
+            test |= experiment.finish(state, workdir, session.placement).get("test", {})
         say(f"step {int(state.step)}: {summary(test)}")
 
     def _session(self, config: RunConfig) -> Session:

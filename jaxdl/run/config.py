@@ -13,6 +13,7 @@ import optax
 
 from jaxdl.errors import UserError
 from jaxdl.train import optim
+from jaxdl.train.sharding import Parallel, axis_name
 
 
 def operational(default: Any) -> Any:
@@ -21,7 +22,23 @@ def operational(default: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class HostsConfig:
+    """Options that say which processes make up a run; a run may go on with other ones."""
+
+    coordinator: str | None = operational(None)
+    """Process 0, as HOST:PORT; "auto": as JAX detects the cluster; "none": one process alone
+    [default: auto under srun or mpirun with several tasks, else none]."""
+    num_processes: int | None = operational(None)
+    """Processes of the run, with --coordinator HOST:PORT."""
+    process_id: int | None = operational(None)
+    """Number of this one, from 0, with --coordinator HOST:PORT."""
+    barrier_seconds: float = operational(300.0)
+    """How long processes wait for each other at start, save and exit before they name who is
+    missing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(HostsConfig):
     """Options that every experiment has; each experiment adds its own below them."""
 
     workdir: Path | None = operational(None)
@@ -71,7 +88,13 @@ class RunConfig:
     keep: int = operational(2)
     """Checkpoints to keep, beside the best one."""
     mesh: str = operational("data=-1")
-    """Devices, by axis: data=N splits each batch over N of them [-1: all]."""
+    """Devices by axis, e.g. data=4,fsdp=2 [-1: the rest]: data and fsdp split each batch, fsdp and
+    tensor the model too."""
+    parallel: Parallel = operational("jit")
+    """The step as one program over the mesh (jit), or as one a device (pmap, shard_map)."""
+    dry_run: bool = operational(False)
+    """Compile only, for any --mesh, also one larger than this machine, and print what a step would
+    compute, hold and send."""
     profile: bool = operational(False)
     """Trace one logging interval with JAX's profiler, into the folder's profile/."""
 
@@ -85,6 +108,7 @@ class RunConfig:
             "learning_rate",
             "log_every",
             "keep",
+            "barrier_seconds",
         )
         for name in positive:
             self._require(0 < getattr(self, name) < math.inf, name, "must be above 0, and finite")
@@ -104,6 +128,11 @@ class RunConfig:
     def dtype(self) -> Any:
         """The type that models compute in."""
         return jnp.bfloat16 if self.precision == "bf16" else jnp.float32
+
+    @property
+    def axis_name(self) -> str | None:
+        """The mapped axis that the step sums over, and a batch normalisation; None under jit."""
+        return axis_name(self.parallel)
 
     def optimiser(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """Makes the optimiser for a run of `steps` steps, and its schedule, for the log."""

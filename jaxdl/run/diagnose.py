@@ -7,9 +7,8 @@ import jax.numpy as jnp
 
 from jaxdl.keys import derive
 from jaxdl.run.experiment import Session
-from jaxdl.train.checkpoint import leaf_name
 from jaxdl.train.loop import Feed
-from jaxdl.train.state import TrainState
+from jaxdl.train.state import TrainState, leaf_name
 from jaxdl.train.step import accumulate
 from jaxdl.types import Batch
 
@@ -25,7 +24,7 @@ def describe_nonfinite(session: Session, state: TrainState, step: int) -> str:
     def norms(state: TrainState, batch: Batch):
         key = derive(state.key, "train", step)
         sums, _ = accumulate(
-            experiment.loss, state.params, state.model_state, batch, key, config.accum
+            session.loss, state.params, state.model_state, batch, key, config.accum
         )
         count = sums.objective.count
         squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g / count)), sums.total)

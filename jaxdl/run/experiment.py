@@ -12,13 +12,16 @@ import numpy as np
 
 from jaxdl.data.pipeline import Pipeline
 from jaxdl.errors import UserError
+from jaxdl.metrics import Metrics
 from jaxdl.run.config import RunConfig
 from jaxdl.run.workdir import Workdir
 from jaxdl.train.checkpoint import Checkpoints
+from jaxdl.train.fsdp import fully_sharded
+from jaxdl.train.rules import Rule
 from jaxdl.train.sharding import Placement, parse_mesh
 from jaxdl.train.state import Init, TrainState
-from jaxdl.train.step import Loss
-from jaxdl.types import Key
+from jaxdl.train.step import Loss, make_train_step
+from jaxdl.types import Batch, Key, Step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,10 +38,13 @@ class Experiment:
     metric: tuple[str, Literal["max", "min"]]  # names the best checkpoint
     unit: str = "examples"
     units_per_example: int = 1
+    rules: tuple[Rule, ...] = ()  # how --mesh tensor=N splits the parameters
     # Draws figures of the inputs before training, and of the results after it, into the workdir's
     # figures/; the latter returns further final numbers and sections of the report.
     preview: Callable[[Workdir], None] = lambda workdir: None
     finish: Callable[[TrainState, Workdir, Placement], dict[str, Any]] = lambda *_: {}
+    # Called after every evaluation, to write what shows how far the network is into samples/.
+    observe: Callable[[TrainState, Workdir], None] = lambda *_: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +61,12 @@ class Session:
 
         Also where the network does not take what it is to be given.
         """
-        placement = Placement.over(parse_mesh(config.mesh))
+        placement = Placement.over(
+            parse_mesh(config.mesh), rules=experiment.rules, parallel=config.parallel
+        )
         placement.check(config.batch_size, flag="--batch-size", accum=config.accum)
         placement.check(config.eval_batch_size, flag="--eval-batch-size")
+        check_shares(placement, config.batch_size)
         session = cls(experiment, config, placement)
         try:
             session.abstract_state()
@@ -96,6 +105,19 @@ class Session:
         return float(np.asarray(schedule(step)))
 
     @property
+    def loss(self) -> Loss:
+        """The experiment's loss, as the devices compute it."""
+        return fully_sharded(self.experiment.loss, self.placement)
+
+    def train_step(self) -> Step[TrainState, Batch, Metrics]:
+        """Makes the pure train step, as the devices compute it."""
+        tx, _ = self.config.optimiser(self.steps)
+        config, axis_name = self.config, self.placement.axis_name
+        return make_train_step(
+            self.loss, tx, accum=config.accum, ema_decay=config.ema_decay, axis_name=axis_name
+        )
+
+    @property
     def chunk(self) -> int:
         """Steps in one XLA program."""
         if self.config.scan:
@@ -104,17 +126,17 @@ class Session:
         return 1 if alone else self.config.log_every
 
     def initial_state(self) -> TrainState:
-        """Initialises the state, on every device."""
-        create = jax.jit(self._create, out_shardings=self.placement.replicated)
-        return create(jax.random.key(self.config.seed))
+        """Initialises the state, each device its part of it."""
+        # The key is made within: an array of this process alone has no place on the others.
+        seed = self.config.seed
+        create = lambda: self._create(jax.random.key(seed))  # noqa: E731
+        shardings = self.placement.shardings(jax.eval_shape(create))
+        return jax.jit(create, out_shardings=shardings)()
 
     def abstract_state(self) -> TrainState:
         """Gives shapes, types and shardings of the state, without computing it."""
-        shapes = jax.eval_shape(self._create, jax.random.key(self.config.seed))
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.placement.replicated),
-            shapes,
-        )
+        key = jax.random.key(self.config.seed)
+        return self.placement.abstract(jax.eval_shape(self._create, key))
 
     def _create(self, key: Key) -> TrainState:
         tx, _ = self.config.optimiser(self.steps)
@@ -128,4 +150,17 @@ class Session:
             keep=self.config.keep,
             best=self.experiment.metric,
             read_only=read_only,
+        )
+
+
+def check_shares(placement: Placement, batch_size: int) -> None:
+    """Raises UserError where a process would not hold just the rows of a batch that it reads."""
+    processes = jax.process_count()
+    held = placement.batch().addressable_devices_indices_map((batch_size,)).values()
+    rows = {row for index in held if index for row in range(*index[0].indices(batch_size))}
+    if len(rows) * processes != batch_size:
+        raise UserError(
+            f"--mesh gives a process {len(rows)} of {batch_size} rows of a batch, and not the"
+            f" {batch_size // processes} that each of {processes} reads: use all devices, and keep"
+            " the axis tensor within those of one process"
         )

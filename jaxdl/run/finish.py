@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from jaxdl.interop.safetensors import save_model
+from jaxdl.run import hosts
 from jaxdl.run.experiment import Session
 from jaxdl.run.meters import Meters
 from jaxdl.run.progress import clock, phase, say
@@ -40,8 +41,11 @@ def finish(
         "test": dict(test),
     }
     with phase("report") as note:
-        save_model(workdir.model, experiment.model, state.weights, about=experiment.about)
-        draw_learning_curves(workdir.history(), workdir.figures / "learning_curves.png")
+        weights, model_state = hosts.gathered((state.weights, state.model_state))
+        if hosts.is_first():
+            about = {"about": experiment.about, "model_state": model_state}
+            save_model(workdir.model, experiment.model, weights, **about)
+            draw_learning_curves(workdir.history(), workdir.figures / "learning_curves.png")
         further = experiment.finish(state, workdir, session.placement)
         report["test"] |= further.pop("test", {})
         report |= further

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from tensorboardX import SummaryWriter
-
+from jaxdl.run.board import Board
 from jaxdl.run.experiment import Session
 from jaxdl.run.meters import Meters, Totals, computed
 from jaxdl.run.progress import Progress, say
@@ -18,7 +17,7 @@ class Log:
 
     def __init__(self, session: Session, workdir: Workdir, meters: Meters, *, start: int):
         self.session, self.workdir, self.meters = session, workdir, meters
-        self.board = SummaryWriter(str(workdir.tensorboard), purge_step=start)
+        self.board = Board(workdir.tensorboard, start=start)
         self.progress = Progress(start, session.steps)
         self._shown = (start, meters.stepping)
 
@@ -53,8 +52,7 @@ class Log:
 
     def _write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         self.workdir.log({"step": step, "kind": kind, **metrics})
-        for name, value in metrics.items():
-            self.board.add_scalar(f"{kind}/{name}", value, step)
+        self.board.write(step, {f"{kind}/{name}": value for name, value in metrics.items()})
 
     def close(self) -> None:
         """Flushes the logs and takes the bar away."""

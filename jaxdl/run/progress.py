@@ -15,10 +15,18 @@ class _Screen:
     """The line that a phase has begun and nobody has ended; a terminal is one for all, too."""
 
     begun = ""
+    muted = False  # in all processes of a run but the first
+
+
+def mute() -> None:
+    """Says and shows nothing from now on: another process does."""
+    _Screen.muted = True
 
 
 def say(text: str) -> None:
     """Prints a line at once, without tearing a progress bar, or the line of a phase, apart."""
+    if _Screen.muted:
+        return
     begun, _Screen.begun = _Screen.begun, ""
     if begun and text.startswith(begun):
         text = text[len(begun) :]
@@ -30,6 +38,8 @@ def say(text: str) -> None:
 
 def begin(name: str) -> None:
     """Names what takes the time from now on; the next `say` of that name ends the line."""
+    if _Screen.muted:
+        return
     end_line()
     _Screen.begun = f"{name:<10}"
     print(_Screen.begun, end="", flush=True)
@@ -71,9 +81,11 @@ def spoken_log() -> Iterator[None]:
     handler.emit = lambda record: say(record.getMessage())
     logger = logging.getLogger("jaxdl")
     logger.addHandler(handler)
+    propagated, logger.propagate = logger.propagate, False  # some library may log it once more
     try:
         yield
     finally:
+        logger.propagate = propagated
         logger.removeHandler(handler)
 
 
@@ -88,7 +100,7 @@ class Progress:
     def show(self, step: int, text: str, *, left: float) -> None:
         """Moves on to `step`, with its metrics as text; `left` is the time to the end, seconds."""
         text = f"{step}/{self.steps}  {text}  {clock(left)} left"
-        if not sys.stderr.isatty():
+        if _Screen.muted or not sys.stderr.isatty():
             say(f"step {text}")
             return
         if self._bar is None:  # not before: it would be drawn across the phases

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdl.train.checkpoint import leaf_name
+from jaxdl.train.state import leaf_name
 from jaxdl.types import Params
 
 

@@ -12,6 +12,7 @@ import jax
 
 from jaxdl.backend import CompilationCache
 from jaxdl.errors import RunFailed, UserError
+from jaxdl.run import hosts
 from jaxdl.run.diagnose import describe_nonfinite
 from jaxdl.run.experiment import Session
 from jaxdl.run.finish import finish
@@ -22,9 +23,12 @@ from jaxdl.run.progress import begin, phase, say
 from jaxdl.run.report import parameter_table
 from jaxdl.run.workdir import Workdir
 from jaxdl.train.checkpoint import Checkpoints
-from jaxdl.train.loop import Compiled, Interval, evaluator, fit
+from jaxdl.train.loop import Interval, evaluator, fit
+from jaxdl.train.program import Compiled
 from jaxdl.train.state import TrainState
-from jaxdl.train.step import make_eval_step, make_train_step
+from jaxdl.train.step import make_eval_step
+
+SMALL_FILES = 2**17  # bytes of a checkpoint's folders, records and indices
 
 
 class Interrupted(Exception):
@@ -73,7 +77,8 @@ def restore_or_create(
     if found is None:
         say(parameter_table(state.params))
         with phase("preview") as note:
-            session.experiment.preview(workdir)
+            if hosts.is_first():
+                session.experiment.preview(workdir)
             note.text = str(workdir.figures)
     return state, meters
 
@@ -94,7 +99,7 @@ class Run:
         """Steps, logs, evaluates and saves; returns the final state and its evaluation."""
         session, config = self.session, self.session.config
         evaluate = evaluator(
-            make_eval_step(session.experiment.loss),
+            make_eval_step(session.loss, axis_name=session.placement.axis_name),
             session.experiment.test,
             placement=session.placement,
         )
@@ -109,7 +114,8 @@ class Run:
                     self.account(*late, state)
                 self.log.meters.tick()
                 late = interval, self.log.meters.stepping
-                overdue = time.monotonic() - saved > 60 * config.save_minutes
+                # Clocks differ, and all have to come to the save.
+                overdue = hosts.by_first(time.monotonic() - saved > 60 * config.save_minutes)
                 if session.evaluates_at(interval.step) or overdue or self.stop():
                     self.account(*late, state)
                     test = self.milestone(state, evaluate)
@@ -123,11 +129,8 @@ class Run:
         if int(state.step) < session.steps:
             begin("compile")
         self.served = self.cache.served
-        tx, _ = config.optimiser(session.steps)
         intervals = fit(
-            make_train_step(
-                session.experiment.loss, tx, accum=config.accum, ema_decay=config.ema_decay
-            ),
+            session.train_step(),
             state,
             session.experiment.train,
             until=session.steps,
@@ -164,7 +167,10 @@ class Run:
             test = evaluate(state, stop=self.stop)
         if test is not None and meters.evaluated < step:
             self.log.evaluation(step, test)
+            self.session.experiment.observe(state, self.workdir)
         meters.tick(stepping=False)
+        self.workdir.check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SMALL_FILES)
+        hosts.barrier(f"save {step}")
         self.checkpoints.save(step, state, meters.to_json(), test)
         meters.tick(stepping=False)
         if self.stop():

@@ -5,6 +5,7 @@ metrics.jsonl   a line for each logging interval, epoch and evaluation
 tensorboard/    the same, for TensorBoard
 checkpoints/    a folder a step
 figures/        PNG
+samples/        what the network made at each evaluation
 model/          the trained weights: model.safetensors and config.json
 report.json     the final numbers; its presence says that the run is complete
 """
@@ -19,12 +20,14 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jaxdl.errors import UserError
+from jaxdl.run import hosts
 from jaxdl.run.config import flag
 
 # What a run that was killed at its very beginning leaves behind.
@@ -35,16 +38,29 @@ VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 class Workdir:
     """A run folder. Opening it reads; what writes needs it `claimed`."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, checkpoints: Path | None = None):
         self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = checkpoints or self.path / "checkpoints"
         self.figures = self.path / "figures"
+        self.samples = self.path / "samples"
         self.tensorboard = self.path / "tensorboard"
         self.model = self.path / "model"
         self.profile = self.path / "profile"
         self._config = self.path / "config.json"
         self._metrics = self.path / "metrics.jsonl"
         self._report = self.path / "report.json"
+
+    @contextlib.contextmanager
+    def of_this_process(self) -> Iterator[Workdir]:
+        """Gives process 0 the folder, and any other one that vanishes, beside the same checkpoints.
+
+        So no code that draws or writes needs to know of processes: all do the same, one for keeps.
+        """
+        if hosts.is_first():
+            yield self
+            return
+        with tempfile.TemporaryDirectory(prefix="jaxdl-") as path:
+            yield Workdir(path, checkpoints=self.checkpoints)
 
     def check(self, *, experiment: str, identity: Mapping[str, Any], overwrite: bool) -> None:
         """Raises UserError unless the folder is new, empty, or holds this very run.
@@ -138,6 +154,19 @@ class Workdir:
                     f"--workdir {self.path} is in use by another process: wait for it or stop it"
                 ) from error
             yield
+
+    def check_room(self, size: int) -> None:
+        """Raises UserError where the disk has no room for a checkpoint of `size` bytes.
+
+        Told beforehand it is one line; a writer that runs into it prints a hundred of its own.
+        """
+        free = shutil.disk_usage(self.checkpoints.parent).free
+        if free < size:
+            raise UserError(
+                f"no space left for a checkpoint in {self.path}: it takes {size / 2**20:,.1f} MiB"
+                f" of {free / 2**20:,.1f}; the ones before are kept; make room and run the same"
+                " command again"
+            )
 
     def _clear(self) -> None:
         """Deletes the run: first what says that it is complete, last what says that it is one."""

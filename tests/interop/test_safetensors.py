@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from jaxdl.errors import UserError
 from jaxdl.interop.safetensors import load_arrays, load_model, save_model
 from jaxdl.models import MLP, ReferenceCNN, ResidualCNN
+from jaxdl.models.apply import initialise
 
 MODELS = {
     "mlp": (MLP(classes=5, widths=(7, 6), activation="gelu", dropout=0.25), (4, 2, 3)),
@@ -71,6 +72,22 @@ def test_the_compute_type_is_not_part_of_a_model(tmp_path):
     assert load_model(tmp_path).model == MLP(classes=3, widths=(4,))
 
 
+def test_running_statistics_are_part_of_a_model_and_the_devices_are_not(tmp_path):
+    shape = (4, 4, 2)
+    model = ResidualCNN(classes=3, widths=(4,), norm="batch", axis_name="data")
+    params, model_state = initialise(model, jax.random.key(0), jnp.zeros((1, *shape)))
+    model_state = jax.tree.map(lambda x: x + 0.5, model_state)
+    about = {"input_shape": shape}
+    save_model(tmp_path, model, params, model_state=model_state, about=about)
+    loaded = load_model(tmp_path)
+    assert loaded.model == model.clone(axis_name=None)
+    jax.tree.map(np.testing.assert_array_equal, (loaded.params, loaded.model_state),
+                 (params, model_state))  # fmt: skip
+    edit_arrays(tmp_path, lambda arrays: arrays.pop("batch_stats.norm.var"))
+    with pytest.raises(UserError, match=r"batch_stats.norm.var is absent there"):
+        load_model(tmp_path)
+
+
 def test_half_precision_is_read_as_float32(tmp_path):
     model = MLP(classes=3, widths=(4,), param_dtype=jnp.bfloat16)
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), random_params(model, (5,)))
@@ -112,7 +129,7 @@ MISTAKES = {
     "config.json cannot be read": lambda f: truncate(f / "config.json", -3),
     "config.json has no 'model'": lambda f: (f / "config.json").write_text("[]"),
     "config.json has no 'config'": lambda f: edit_config(f, config=None),
-    "holds a ResNet50; jaxdl has MLP, ReferenceCNN": lambda f: edit_config(f, model="ResNet50"),
+    "holds a ResNet50; jaxdl has MLP, ": lambda f: edit_config(f, model="ResNet50"),
     "holds a numpy": lambda f: edit_config(f, model="numpy"),
     "unexpected keyword argument 'depth'": lambda f: edit_fields(f, depth=4),
     "missing a? ?1? ?required .*'classes'": lambda f: edit_config(f, config={}),

@@ -154,9 +154,8 @@ def test_a_round_trip_is_exact(case):
     state = random_state(**CASES[case])
     size = CASES[case]["image_size"]
     params = interop.reference_cnn_from_torch(state, image_size=size)
-    check_parameters(
-        flatten(params), jaxdl_network(case), (*size, CASES[case]["channels"]), where="here"
-    )
+    x = jax.ShapeDtypeStruct((1, *size, CASES[case]["channels"]), jnp.float32)
+    check_parameters(flatten(params), jaxdl_network(case), x, where="here")
     back = interop.reference_cnn_to_torch(jax.tree.map(jnp.asarray, params), image_size=size)
     assert list(back) == list(state)
     for name, array in state.items():

@@ -12,6 +12,8 @@ CASES = {  # (b, h, w, c), (kh, kw), o
     "3x3": ((3, 6, 8, 5), (3, 3), 7),
     "5x5": ((2, 9, 6, 3), (5, 5), 2),
     "3x5": ((2, 6, 9, 1), (3, 5), 3),
+    "few channels": ((2, 6, 8, 3), (3, 3), 5),
+    "few channels, 1x5": ((2, 3, 4, 2), (1, 5), 3),
     "smaller than its kernel": ((2, 2, 3, 3), (5, 5), 4),
 }
 EAGER_OR_JITTED = pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])

@@ -2,6 +2,7 @@
 
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +10,11 @@ import optax
 import pytest
 from flax.errors import ScopeParamShapeError
 
+from jaxdl.layers import conv
 from jaxdl.losses import softmax_cross_entropy
 from jaxdl.models import MLP, ReferenceCNN, ResidualCNN
+from jaxdl.models.apply import apply, initialise
+from jaxdl.models.cnn import ResidualBlock
 
 CLASSES = 5
 SHAPE = (8, 12, 3)  # two halvings; all sizes are distinct
@@ -60,6 +64,7 @@ def test_the_reference_cnn_has_the_parameters_of_its_design():
     assert sum(counts.values()) == 9_536_074
 
 
+@pytest.mark.slow
 @FAMILY
 def test_one_batch_is_overfitted_within_100_steps(name):
     model = MODELS[name].clone(dropout=0.0)
@@ -163,13 +168,40 @@ def test_other_images_than_the_parameters_are_for_raise(model):
 
 
 def test_a_residual_block_starts_as_its_shortcut():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4, 5))
+    block = ResidualBlock(features=5, norm=lambda x, name: nn.LayerNorm(name=name)(x))
+    y, _ = jax.jit(lambda x: block.init_with_output(jax.random.key(1), x))(x)
+    np.testing.assert_array_equal(y, x)
+
+
+BATCH = ResidualCNN(classes=CLASSES, widths=(4,), norm="batch")
+
+
+def test_batch_normalisation_is_of_the_batch_in_training_and_of_its_past_in_evaluation():
     images, _ = examples()
-    shallow, deep = RESIDUAL.clone(dropout=0.0), RESIDUAL.clone(dropout=0.0, blocks=2)
-    params = jax.jit(lambda: deep.init(jax.random.key(1), images, train=False)["params"])()
-    fewer = {name: layer for name, layer in params.items() if not name.endswith("block2")}
-    np.testing.assert_allclose(
-        forward(deep, train=False)(params, images, 0),
-        forward(shallow, train=False)(fewer, images, 0),
-        rtol=1e-5,
-        atol=1e-6,
-    )
+    params, start = jax.jit(lambda: initialise(BATCH, jax.random.key(1), images))()
+    train = jax.jit(lambda state, x: apply(BATCH, params, state, x, train=True))
+    evaluate = jax.jit(lambda state, x: apply(BATCH, params, state, x))
+    logits, state = train(start, images)
+    # Each channel of the last normalisation's input has moved a tenth of the way, from 0 and 1.
+    block = start["batch_stats"]["stage1_block1"]
+    stem = np.asarray(conv(images, params["stem"]["kernel"]))
+    moved = state["batch_stats"]["stage1_block1"]["norm1"]
+    np.testing.assert_allclose(moved["mean"], 0.1 * stem.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(moved["var"], 0.9 + 0.1 * stem.var((0, 1, 2)), rtol=1e-4)
+    assert not np.any(block["norm1"]["mean"])
+    # A row depends on its batch in training, and on itself alone in evaluation.
+    others = examples(seed=9)[0].at[2].set(images[2])
+    assert np.abs(train(start, others)[0][2] - logits[2]).max() > 1e-2
+    alone, kept = evaluate(state, others)
+    np.testing.assert_allclose(alone[2], evaluate(state, images)[0][2], rtol=1e-5, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, kept, state)
+    # What has seen the batch often enough evaluates it as it trains on it.
+    for _ in range(100):
+        _, state = train(state, images)
+    np.testing.assert_allclose(evaluate(state, images)[0], logits, rtol=1e-3, atol=1e-4)
+
+
+def test_there_is_no_third_normalisation():
+    with pytest.raises(ValueError, match="no normalisation 'layer'"):
+        BATCH.clone(norm="layer").init(jax.random.key(0), jnp.zeros((2, *SHAPE)), train=False)

@@ -1,18 +1,20 @@
 """The command line: mistakes cost one line, status 2, and nothing that was there."""
 
+import errno
 import importlib.util
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_run import QUICK, ROOT, TINY, main, refused, saved_steps, snapshot
 
 import experiments.image_classification as experiment
-from jaxdl.data import ArraySource, ImageDataset
+from jaxdl.data import ArraySource, ImageDataset, digits
 from jaxdl.run.cli import plain
 from jaxdl.run.workdir import Workdir
+from tests.run.tiny_run import QUICK, ROOT, TINY, main, refused, saved_steps, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,7 @@ def test_a_label_out_of_range_is_told_with_its_example(unfinished, monkeypatch, 
         source = ArraySource(arrays)
         return ImageDataset(name="digits", classes=tuple("01234567"), train=source, test=source)
 
-    monkeypatch.setattr(experiment, "digits", broken)
+    monkeypatch.setattr("jaxdl.run.images.digits", broken)
     line = refused(capsys, *QUICK, "--workdir", unfinished)
     assert "example 8 has label 8, outside [0, 8)" in line
 
@@ -185,14 +187,15 @@ def test_evaluate_takes_an_earlier_checkpoint_and_other_devices(tmp_path, capsys
     assert told.startswith(f"step {first}: test accuracy {logged[first]['accuracy']:.4f}")
     line = refused(capsys, "evaluate", "--workdir", tmp_path, "--step", 3)
     assert f"there are checkpoints of [{first}, {last}]" in line
+    assert "does not fit" in refused(capsys, "evaluate", "--workdir", tmp_path, "--mesh", "data=9")
 
 
 def test_predict_names_the_classes_of_picture_files(run, tmp_path, capsys):
-    digits = experiment.digits()
+    source = digits().test
     files = []
     for i in range(3):
         files.append(tmp_path / f"{i}.png")
-        Image.fromarray(digits.test[i]["image"][..., 0]).resize((31, 29)).save(files[-1])
+        Image.fromarray(source[i]["image"][..., 0]).resize((31, 29)).save(files[-1])
     capsys.readouterr()
     main("predict", *files, "--workdir", run, "--top", 10)
     lines = capsys.readouterr().out.splitlines()
@@ -273,6 +276,20 @@ def test_another_error_is_not_hidden(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment.SCRIPT.__class__, "_session", lambda *_: failing(None))
     with pytest.raises(OSError, match="Input/output"):
         main(*QUICK, "--workdir", tmp_path)
+
+
+def test_a_reader_that_leaves_ends_the_run_quietly(tmp_path, monkeypatch, capsys):
+    with (tmp_path / "pipe").open("w") as pipe:
+
+        def broken(text):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+        closed = SimpleNamespace(write=broken, flush=lambda: None, fileno=pipe.fileno)
+        monkeypatch.setattr(sys, "stdout", closed)
+        with pytest.raises(SystemExit) as leaving:
+            main(*QUICK, "--workdir", tmp_path / "run")
+    assert leaving.value.code == 1
+    assert capsys.readouterr().err == ""
 
 
 def test_ctrl_c_before_there_is_anything_to_save_ends_quietly(tmp_path, monkeypatch, capsys):

@@ -3,16 +3,17 @@ from pathlib import Path
 
 import pytest
 
+from experiments import language_modeling
 from experiments.image_classification import PRESETS, Config
 from jaxdl.errors import UserError
 from jaxdl.run.cli import from_json
-from jaxdl.run.config import RunConfig, identity, to_json
+from jaxdl.run.config import identity, to_json
 
 
-def test_every_option_is_explained():
-    fields = Config.__dataclass_fields__
-    with_help = inspect.getsource(RunConfig) + inspect.getsource(Config)
-    for name in fields:
+@pytest.mark.parametrize("cls", [Config, language_modeling.Config])
+def test_every_option_is_explained(cls):
+    with_help = "".join(inspect.getsource(base) for base in cls.__mro__[:-1])
+    for name in cls.__dataclass_fields__:
         line = next(x for x in with_help.splitlines() if x.startswith(f"    {name}: "))
         assert with_help.partition(f"{line}\n")[2].lstrip().startswith('"""'), name
 

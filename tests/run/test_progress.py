@@ -36,7 +36,9 @@ def test_a_line_that_is_begun_is_ended_once(capsys):
     assert capsys.readouterr().out == "compile   anew (2.0 s)\ncompile   \n"
 
 
-def test_what_the_modules_log_is_said_like_everything_else(capsys):
+def test_what_the_modules_log_is_said_once_like_everything_else(capsys, monkeypatch):
+    # Some library has set up logging of its own.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler()])
     with spoken_log(), phase("data") as note:
         logging.getLogger("jaxdl.data.tfds").warning("decoding %d images", 7)
         note.text = "mnist"

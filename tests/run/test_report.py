@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_run import QUICK, TINY, main, open_run
 
 from jaxdl.run.classification import Predictions, draw_mistakes, predict_all, table
 from jaxdl.run.cli import newest
@@ -18,6 +17,7 @@ from jaxdl.run.report import (
 )
 from jaxdl.run.workdir import Workdir
 from jaxdl.train import TrainState, evaluator, make_eval_step
+from tests.run.tiny_run import QUICK, TINY, main, open_run
 
 FIELDS = {
     "experiment": str, "dataset": str, "device": str, "steps": int, "parameters": int,

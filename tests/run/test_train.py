@@ -1,13 +1,22 @@
 """A run goes on after whatever ended it, and ends as if nothing had."""
 
+import errno
 import shutil
 import signal
 
 import jax
-import numpy as np
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
 import pytest
-from killed import draw_nothing
-from tiny_run import (
+
+import experiments.image_classification as experiment
+import jaxdl.train.loop
+from jaxdl.keys import derive
+from jaxdl.metrics import Mean
+from jaxdl.run.log import Log
+from jaxdl.run.workdir import Workdir
+from tests.run.killed import draw_nothing
+from tests.run.tiny_run import (
     QUICK,
     STEPS,
     TINY,
@@ -18,10 +27,6 @@ from tiny_run import (
     saved_steps,
     snapshot,
 )
-
-import jaxdl.train.loop
-from jaxdl.run.log import Log
-from jaxdl.run.workdir import Workdir
 
 # Accumulation, the averaged weights and a scan have a state, or a chunking, of their own.
 VARIANTS = {
@@ -73,6 +78,7 @@ def raise_signal_at(monkeypatch, number, *, step=None, evaluation=None):
     monkeypatch.setattr(jaxdl.train.loop, "to_host", counted)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_bit_for_bit_as_an_uninterrupted_one(
     tmp_path, uninterrupted
 ):
@@ -85,6 +91,7 @@ def test_a_run_killed_at_any_moment_ends_bit_for_bit_as_an_uninterrupted_one(
     assert_same_run(tmp_path, uninterrupted("plain"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_writes_a_checkpoint_loses_only_that_one(tmp_path, uninterrupted):
     command = (*TINY, *VARIANTS["accum and ema"], "--workdir", tmp_path)
     killed_at("save:3", *command)
@@ -161,6 +168,16 @@ def test_checkpoints_that_are_all_another_models_are_refused_and_kept(
     assert snapshot(run / "checkpoints") == before
 
 
+def test_a_run_killed_in_its_report_writes_it_when_called_again(tmp_path, uninterrupted):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted("plain"), run)
+    (run / "report.json").unlink()
+    shutil.rmtree(run / "model")
+    main(*TINY, "--workdir", run)
+    assert_same_run(run, uninterrupted("plain"))
+    assert snapshot(run / "model") == snapshot(uninterrupted("plain") / "model")
+
+
 def test_the_latest_and_the_best_checkpoint_are_kept_when_the_metric_worsens(tmp_path, monkeypatch):
     def worsening(*_, **__):
         return lambda state, **_: {"loss": 1.0, "accuracy": 1 - int(state.step) / 100}
@@ -185,26 +202,21 @@ def test_a_second_call_says_that_the_run_is_complete_and_touches_nothing(
 
 
 def loss_not_finite_at(monkeypatch, step):
-    """Makes the training loss of one step NaN, by way of the images of its batch."""
-    import experiments.image_classification as experiment
-
+    """Makes the training loss of one step NaN, and the gradient of one array with it."""
     make_loss = experiment.make_loss
+    poisoned_key = jax.random.key_data(derive(jax.random.key(0), "train", step))
 
     def poisoned(config, model):
         loss = make_loss(config, model)
 
         def with_nan(params, model_state, batch, key, *, train):
             value, aux = loss(params, model_state, batch, key, train=train)
-            if train:
-                hit = jax.random.key_data(key) == jax.random.key_data(key_of(step))
-                value = value.__class__(value.total * jax.numpy.where(hit.all(), np.nan, 1), 64.0)
-            return value, aux
+            hit = train and (jax.random.key_data(key) == poisoned_key).all()
+            nan = jnp.where(hit, jnp.nan, 0) * params["fc2"]["bias"].sum()
+            return Mean(value.total + nan, value.count), aux
 
         return with_nan
 
-    from jaxdl.keys import derive
-
-    key_of = lambda step: derive(jax.random.key(0), "train", step)  # noqa: E731
     monkeypatch.setattr(experiment, "make_loss", poisoned)
 
 
@@ -214,7 +226,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     loss_not_finite_at(monkeypatch, 12)
     command = (*TINY, "--workdir", tmp_path)
     line = ended(capsys, 1, *command)
-    for part in ("step 12 is not finite", "learning rate", "gradient norm nan", "worst layer fc"):
+    for part in (
+        "step 12 is not finite",
+        "learning rate",
+        "gradient norm nan",
+        "worst layer fc2/bias",
+    ):
         assert part in line
     assert saved_steps(tmp_path)[-1] == 10
     assert ended(capsys, 1, *command) == line  # the same command resumes, and finds the same
@@ -232,9 +249,10 @@ def test_a_loss_that_is_not_finite_is_skipped_by_flag_and_counted(tmp_path, monk
     assert Workdir(tmp_path).report()["steps"] == STEPS
 
 
-def test_running_out_of_memory_is_answered_with_three_flags(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("text", ["RESOURCE_EXHAUSTED: 9 bytes", "INTERNAL: Out of memory"])
+def test_running_out_of_memory_is_answered_with_three_flags(text, tmp_path, monkeypatch, capsys):
     def exhausted(*_, **__):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+        raise jax.errors.JaxRuntimeError(text)
 
     monkeypatch.setattr("jaxdl.train.loop.Feed.compile", exhausted)
     line = ended(capsys, 2, *QUICK, "--workdir", tmp_path)
@@ -244,10 +262,6 @@ def test_running_out_of_memory_is_answered_with_three_flags(tmp_path, monkeypatc
 def test_no_space_for_a_checkpoint_is_told_and_the_ones_before_are_kept(
     tmp_path, monkeypatch, capsys, uninterrupted
 ):
-    import errno
-
-    import orbax.checkpoint as ocp
-
     save = ocp.CheckpointManager.save
 
     def full(manager, step, **kwargs):
@@ -261,6 +275,15 @@ def test_no_space_for_a_checkpoint_is_told_and_the_ones_before_are_kept(
     assert saved_steps(tmp_path) == [7, 10]
     main(*TINY, "--workdir", tmp_path)
     assert_same_run(tmp_path, uninterrupted("plain"))
+
+
+def test_a_disk_with_too_little_room_is_told_before_a_checkpoint_is_begun(
+    tmp_path, monkeypatch, capsys
+):
+    nearly_full = shutil.disk_usage(tmp_path)._replace(free=2**17 + 999)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: nearly_full)
+    assert "no space left for a checkpoint" in ended(capsys, 2, *TINY, "--workdir", tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_no_space_for_a_line_of_the_log_is_told(tmp_path, monkeypatch, capsys):

@@ -3,11 +3,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tiny_run import snapshot
 
 from jaxdl.errors import UserError
 from jaxdl.run import workdir as module
 from jaxdl.run.workdir import Workdir, write_text
+from tests.run.tiny_run import snapshot
 
 RUN = {"experiment": "e", "identity": {"seed": 0}, "overwrite": False}
 CLAIM = {**RUN, "preset": "p", "config": {"seed": 0}}

@@ -1,0 +1,132 @@
+"""What every experiment on images shares: where they come from, and what is done to them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdl.data import ImageDataset, digits, image_folder, tfds_images
+from jaxdl.data import images as augment
+from jaxdl.errors import UserError
+from jaxdl.keys import derive
+from jaxdl.run.config import RunConfig, operational
+from jaxdl.run.report import draw_images
+from jaxdl.types import Array, Key
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageConfig(RunConfig):
+    """Options of every experiment on images; the augmentations apply to training alone."""
+
+    dataset: str = "digits"
+    """digits (embedded), folder, or the name of a TFDS dataset, e.g. mnist."""
+    folder: Path | None = None
+    """For the dataset "folder": PATH/train/CLASS/*.png and PATH/test/CLASS/*.png."""
+    data_dir: Path | None = operational(None)
+    """Where TFDS keeps prepared datasets [default: ~/tensorflow_datasets]."""
+    manual_dir: Path | None = operational(None)
+    """Pre-downloaded files for TFDS, which checks them against its own checksums."""
+    workers: int = operational(0)
+    """Processes that read a dataset too large for memory."""
+
+    image_size: int = 48
+    """Height and width that images are resized to."""
+    channels: Literal[1, 3] = 3
+    """Grey is repeated for 3; colours are mixed to grey for 1."""
+    mean: float = 0.1307
+    """Subtracted from images in [0, 1]."""
+    std: float = 0.3081
+    """Divided by, after that."""
+    rotation: float = 0.0
+    """Rotate by up to this many degrees."""
+    translate: float = 0.0
+    """Shift by up to this share of the side."""
+    scale: float = 0.0
+    """Zoom by up to this share."""
+    shear: float = 0.0
+    """Shear by up to this many degrees."""
+    brightness: float = 0.0
+    """Change the brightness by up to this share."""
+    contrast: float = 0.0
+    """Change the contrast by up to this share."""
+    flip: bool = False
+    """Mirror half of the images."""
+    crop_padding: int = 0
+    """Pad by this many pixels and crop at random."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that cannot be meant."""
+        super().__post_init__()
+        for name in ("image_size", "std"):
+            self._require(getattr(self, name) > 0, name, "must be above 0")
+        self._require(0 <= self.scale < 1, "scale", "must lie in [0, 1)")
+        for name in ("rotation", "translate", "shear", "brightness", "contrast", "crop_padding"):
+            self._require(getattr(self, name) >= 0, name, "must not be negative")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of what the network takes."""
+        return self.image_size, self.image_size, self.channels
+
+
+def load(config: ImageConfig) -> ImageDataset:
+    """Opens the config's dataset."""
+    size = (config.image_size, config.image_size)
+    if config.dataset == "digits":
+        return digits()
+    if config.dataset == "folder":
+        if config.folder is None:
+            raise UserError("--dataset folder needs --folder PATH, with train/CLASS/*.png in it")
+        return image_folder(config.folder, size=size, channels=config.channels)
+    return tfds_images(
+        config.dataset, data_dir=config.data_dir, manual_dir=config.manual_dir, size=size
+    )
+
+
+def prepare(config: ImageConfig, images: Array, key: Key | None) -> Array:
+    """Brings uint8 images to what the network takes; augments them where there is a key."""
+    x = augment.resize(augment.to_float(images), (config.image_size, config.image_size))
+    if key is not None:
+        x = augmented(config, x, key)
+    return augment.normalise(augment.to_channels(x, config.channels), config.mean, config.std)
+
+
+def augmented(config: ImageConfig, x: Array, key: Key) -> Array:
+    """Draws the config's augmentations of images in [0, 1], and applies them."""
+    if config.translate or config.scale or config.shear:
+        x = augment.affine(
+            derive(key, "affine"), x, degrees=config.rotation, translate=config.translate,
+            scale=(1 - config.scale, 1 + config.scale), shear=config.shear,
+        )  # fmt: skip
+    elif config.rotation:
+        x = augment.rotate(derive(key, "rotate"), x, config.rotation)
+    if config.brightness or config.contrast:
+        jitter = {"brightness": config.brightness, "contrast": config.contrast}
+        x = augment.jitter(derive(key, "jitter"), x, **jitter)
+    if config.flip:
+        x = augment.flip(derive(key, "flip"), x)
+    if config.crop_padding:
+        x = augment.pad_and_crop(derive(key, "crop"), x, config.crop_padding)
+    return x
+
+
+def draw_inputs(config: ImageConfig, data: ImageDataset, path: Path, *, most: int = 8) -> None:
+    """Draws a sheet of training images, as the network takes them and augmented three times."""
+    # From all over the set: folders are sorted by class.
+    numbers = np.linspace(0, len(data.train) - 1, min(most, len(data.train))).astype(int)
+    rows = [data.train[int(i)] for i in numbers]
+    images = jnp.asarray(np.stack([row["image"] for row in rows]))
+
+    @jax.jit
+    def shown(key):
+        return augment.denormalise(prepare(config, images, key), config.mean, config.std)
+
+    sheet = [shown(None), *(shown(jax.random.key(i)) for i in range(3))]
+    titles = [data.classes[int(row["label"])] for row in rows] * len(sheet)
+    heading = "training images: as they are, then augmented three times"
+    draw_images(np.concatenate(sheet), titles, path, columns=len(rows), heading=heading)
