@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxdl.data.pipeline import Pipeline
 from jaxdl.metrics import Metrics, merge, to_host
@@ -41,7 +42,9 @@ class Feed:
         """What lives on every device for the whole run."""
         return self.placement.replicate(dict(self.data.arrays))
 
-    def put(self, batches: Sequence[Mapping[str, np.ndarray]], *, stacked: bool) -> Batch:
+    def put(
+        self, batches: Sequence[Mapping[str, np.ndarray]], *, stacked: bool
+    ) -> Mapping[str, ArrayLike]:
         """Puts one batch, or several stacked along a new first axis, onto the devices."""
         return self.placement.split(_stack(batches) if stacked else batches[0], stacked=stacked)
 
