@@ -9,37 +9,45 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
-FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+FUSION = "--xla_cpu_experimental_ynn_fusion_type"
+SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler"
 
 
-def fusion_value(jaxlib_version: str) -> str | None:
-    """Returns how far to restrict XLA's YNNPACK fusion on CPU; None leaves XLA as it is.
+def guards(jaxlib_version: str) -> dict[str, str]:
+    """Returns the flags that keep XLA on CPU right, fast and awake, with their values.
 
     jaxlib 0.10 computes some fused reductions wrongly (jax issues 39103, 39257 and 39264), and
     0.12, which is right again, still makes the gradients of convolutions slow. Both are well and
-    fast where YNNPACK takes single matrix products alone. Unknown flags abort the process, so
-    versions that nobody has tried are left alone.
+    fast where YNNPACK takes single matrix products alone.
+
+    On two cores jaxlib 0.10 can stop in the middle of a program, all its threads idle, where it
+    computes independent parts side by side: a train step of two layers of LSTM does, every time.
+    One part after the other it is as fast, for the parts are parallel in themselves.
+
+    Unknown flags abort the process, so versions that nobody has tried are left alone.
     """
     release = tuple(int(part) for part in jaxlib_version.split(".")[:2])
-    return "individual_dot" if (0, 10) <= release <= (0, 12) else None
+    flags = {FUSION: "individual_dot"} if (0, 10) <= release <= (0, 12) else {}
+    return flags | ({SCHEDULER: "false"} if (0, 10) <= release <= (0, 11) else {})
 
 
 def guard_cpu() -> None:
-    """Restricts the fusion, through XLA_FLAGS, unless the user has set that very flag."""
+    """Appends the guards to XLA_FLAGS, but for those that the user has set already."""
     flags = os.environ.get("XLA_FLAGS", "")
-    value = fusion_value(version("jaxlib"))
-    if value is None or FUSION_FLAG in flags:
+    missing = {k: v for k, v in guards(version("jaxlib")).items() if k not in flags}
+    if not missing:
         return
+    more = " ".join(f"{flag}={value}" for flag, value in missing.items())
     if backend_started():
         warnings.warn(
-            "jaxdl was imported after JAX had started, too late to keep XLA from a fusion that"
-            f" is slow, and on jaxlib 0.10 wrong, on CPU: import jaxdl first, or set"
-            f" XLA_FLAGS={FUSION_FLAG}={value}",
+            "jaxdl was imported after JAX had started, too late to keep XLA on CPU from what is"
+            " slow, and on jaxlib 0.10 wrong or never ends: import jaxdl first, or set"
+            f" XLA_FLAGS='{more}'",
             RuntimeWarning,
             stacklevel=3,
         )
         return
-    os.environ["XLA_FLAGS"] = f"{flags} {FUSION_FLAG}={value}".strip()
+    os.environ["XLA_FLAGS"] = f"{flags} {more}".strip()
 
 
 def backend_started() -> bool:

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from jaxdl import __version__
-from jaxdl.backend import FUSION_FLAG, cache_directory, fusion_value
+from jaxdl.backend import cache_directory, guards
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets",
@@ -95,13 +95,13 @@ def problems() -> Iterator[str]:
     import jax
 
     flags = os.environ.get("XLA_FLAGS", "")
-    value = fusion_value(version("jaxlib"))
+    expected = guards(version("jaxlib"))
     if jax.default_backend() == "cpu" and not reductions_are_right():
         yield (
             f"this jaxlib computes fused reductions wrongly with XLA_FLAGS={flags!r}: set"
-            f" XLA_FLAGS={FUSION_FLAG}={value or ''}"
+            f" XLA_FLAGS='{' '.join(f'{k}={v}' for k, v in expected.items())}'"
         )
-    if value is None:
+    if not expected:
         yield f"jaxlib {version('jaxlib')} is none of those jaxdl was tried with (0.10 and 0.12)"
     if os.environ.get("JAX_ENABLE_X64", "").lower() in ("1", "true"):
         yield "JAX_ENABLE_X64 is set: jaxdl computes in float32 and is not tried with it"

@@ -33,7 +33,7 @@ def test_this_installation_computes_its_reductions_right():
     ("arrange", "told"),
     [
         (lambda m: m.setattr(doctor, "reductions_are_right", lambda: False), "reductions wrongly"),
-        (lambda m: m.setattr(doctor, "fusion_value", lambda version: None), "none of those"),
+        (lambda m: m.setattr(doctor, "guards", lambda version: {}), "none of those"),
         (lambda m: m.setenv("JAX_ENABLE_X64", "1"), "JAX_ENABLE_X64"),
         (lambda m: m.setattr(doctor, "installed", lambda name: "2.20.0"), "both installed"),
     ],
