@@ -92,7 +92,7 @@ def placed(options: Options, network: str, count: int, parallel: Parallel) -> Si
     def prepare() -> Call:
         task = Task(network, options.batch_size, parallel)
         feed, state = Feed(task.data, task.placement), task.placement.put(task.create())
-        compiled = feed.compile(task.step, state, donate=True).call
+        compiled = feed.compile_step(task.step, state).call
 
         def call() -> None:
             nonlocal state

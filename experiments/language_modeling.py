@@ -19,6 +19,7 @@ from jaxdl.layers.recurrent import CellName
 from jaxdl.losses import softmax_cross_entropy
 from jaxdl.models import RecurrentLM
 from jaxdl.models.apply import apply, initialise
+from jaxdl.rows import restart
 from jaxdl.run.activations import draw_activations, slow_units, unit_activations
 from jaxdl.run.cli import Script
 from jaxdl.run.config import operational
@@ -29,8 +30,8 @@ from jaxdl.run.language import (
     characters_of,
     language_metrics,
     load_text,
+    make_pipelines,
     make_tokenizer,
-    make_windows,
     report_baselines,
 )
 from jaxdl.run.progress import say
@@ -101,19 +102,22 @@ def build(config: Config) -> Experiment:
     data = load_text(config)
     tokenizer = make_tokenizer(config, data.train)
     model = make_model(config, tokenizer.size)
-    train, test = make_windows(config, tokenizer, data)
-    characters = characters_of(tokenizer)
+    train, test = make_pipelines(config, tokenizer, data)
+    characters, streams = characters_of(tokenizer), config.feed == "streams"
 
     def init(key: Key):
         return initialise(model, key, jnp.zeros((1, config.length), jnp.int32))
 
     def loss(params, model_state, batch, key, *, train):
         rngs = {"dropout": derive(key, "dropout")} if train else None
-        tokens = batch["tokens"]
-        (logits, _), model_state = apply(model, params, model_state, tokens, train=train, rngs=rngs)
+        carry = restart(batch["carry"], batch["reset"]) if streams else None
+        inputs = batch["tokens"], carry
+        (logits, carry), model_state = apply(
+            model, params, model_state, *inputs, train=train, rngs=rngs
+        )
         losses = softmax_cross_entropy(logits, batch["targets"])
         metrics = language_metrics(losses, batch["targets"], batch.get("mask"), characters)
-        return metrics["loss"], Aux(metrics, model_state)
+        return metrics["loss"], Aux(metrics, model_state, carry if streams else None)
 
     def sample(state: TrainState, workdir: Workdir) -> None:
         writer = Writer(model, gathered(state.weights), tokenizer)
@@ -145,6 +149,7 @@ def build(config: Config) -> Experiment:
         metric=("bits_per_char", "min"),
         unit="tokens",
         units_per_example=config.length,
+        carry=model.initial_carry if streams else None,
         observe=sample,
         finish=finish,
     )

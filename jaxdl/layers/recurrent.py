@@ -31,6 +31,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdl.layers.conv import add_bias
+from jaxdl.layers.product import product
 
 CellName = Literal["tanh", "relu", "gru", "lstm"]
 CellParams = Mapping[str, Array]
@@ -182,7 +183,7 @@ def check_carry(cell: CellName, carry: CellCarry, b: int, width: int) -> None:
 
 def _affine(params: CellParams, name: str, x: Array) -> Array:
     kernel, scale = params[f"{name}_kernel"], params.get(f"{name}_scale")
-    y = x @ kernel
+    y = product(x, kernel)
     if scale is not None:  # each gate is as wide as the state
         width = params["recurrent_kernel"].shape[0]
         y = y.reshape(*y.shape[:-1], -1, width)

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdl.layers.conv import column_sums
+from jaxdl.layers.product import kernel_gradient
 from jaxdl.layers.recurrent import (
     Cell,
     CellCarry,
@@ -166,8 +167,7 @@ def _backward(kind: Cell, reverse: bool, saved, gradient):
 
     dcarry, da = lax.scan(body, dcarry, (before, a, valid, dy), reverse=not reverse)
     du, dr = kind.split(da)
-    dkernel = jnp.einsum("tbh,tbg->hg", hidden(before), dr)
-    return (dkernel, column_sums(dr)), dcarry, du, None
+    return (kernel_gradient(hidden(before), dr), column_sums(dr)), dcarry, du, None
 
 
 def _add_hidden(carry: CellCarry, more: Array) -> CellCarry:

@@ -152,8 +152,6 @@ class Script:
 
     def _evaluate(self, options: EvaluateConfig) -> None:
         from jaxdl.run.finish import summary
-        from jaxdl.train.loop import evaluator
-        from jaxdl.train.step import make_eval_step
 
         CompilationCache()
         workdir = Workdir(options.workdir)
@@ -164,12 +162,7 @@ class Script:
         session = self._session(dataclasses.replace(config, mesh=options.mesh or config.mesh))
         state = newest(session, workdir, options.step)
         experiment = session.experiment
-        evaluate = evaluator(
-            make_eval_step(session.loss, axis_name=session.placement.axis_name),
-            experiment.test,
-            placement=session.placement,
-        )
-        test = evaluate(state)
+        test = session.evaluator()(state)
         with workdir.of_this_process() as workdir:
             workdir.figures.mkdir(exist_ok=True)
             test |= experiment.finish(state, workdir, session.placement).get("test", {})

@@ -23,9 +23,7 @@ def describe_nonfinite(session: Session, state: TrainState, step: int) -> str:
 
     def norms(state: TrainState, batch: Batch):
         key = derive(state.key, "train", step)
-        sums, _ = accumulate(
-            session.loss, state.params, state.model_state, batch, key, config.accum
-        )
+        sums, *_ = accumulate(session.loss, state, batch, key, config.accum)
         count = sums.objective.count
         squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g / count)), sums.total)
         return sums.objective.total / count, squares

@@ -70,7 +70,7 @@ def on_virtual_devices(count: int, function: Callable[[], None]) -> int | None:
 def compile_step(session: Session) -> Compiled:
     """Compiles one train step of a session for its mesh; nothing is put onto a device."""
     feed = Feed(session.experiment.train, session.placement)
-    return feed.compile(session.train_step(), session.abstract_state(), donate=True)
+    return feed.compile_step(session.train_step(), session.abstract_state())
 
 
 def describe(session: Session, program: Compiled) -> str:

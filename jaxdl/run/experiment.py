@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -17,11 +18,12 @@ from jaxdl.run.config import RunConfig
 from jaxdl.run.workdir import Workdir
 from jaxdl.train.checkpoint import Checkpoints
 from jaxdl.train.fsdp import fully_sharded
+from jaxdl.train.loop import evaluator
 from jaxdl.train.rules import Rule
 from jaxdl.train.sharding import Placement, parse_mesh
 from jaxdl.train.state import Init, TrainState
-from jaxdl.train.step import Loss, make_train_step
-from jaxdl.types import Batch, Key, Step
+from jaxdl.train.step import Loss, make_eval_step, make_train_step
+from jaxdl.types import Batch, Key, PyTree, Step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class Experiment:
     unit: str = "examples"
     units_per_example: int = 1
     rules: tuple[Rule, ...] = ()  # how --mesh tensor=N splits the parameters
+    # Of streams, what so many rows carry before their first batch.
+    carry: Callable[[int], PyTree] | None = None
     # Draws figures of the inputs before training, and of the results after it, into the workdir's
     # figures/; the latter returns further final numbers and sections of the report.
     preview: Callable[[Workdir], None] = lambda workdir: None
@@ -66,6 +70,8 @@ class Session:
         )
         placement.check(config.batch_size, flag="--batch-size", accum=config.accum)
         placement.check(config.eval_batch_size, flag="--eval-batch-size")
+        if experiment.carry is not None and config.parallel == "pmap":
+            raise UserError("--parallel pmap has no streams: use jit or shard_map")
         check_shares(placement, config.batch_size)
         session = cls(experiment, config, placement)
         try:
@@ -117,6 +123,18 @@ class Session:
             self.loss, tx, accum=config.accum, ema_decay=config.ema_decay, axis_name=axis_name
         )
 
+    def evaluator(self) -> Callable[..., dict[str, float] | None]:
+        """Makes the evaluation over the test set, see `jaxdl.train.evaluator`."""
+        eval_step = make_eval_step(self.loss, axis_name=self.placement.axis_name)
+        return evaluator(
+            eval_step, self.experiment.test, placement=self.placement,
+            carry=self._carry(self.config.eval_batch_size),
+        )  # fmt: skip
+
+    def _carry(self, rows: int) -> Callable[[], PyTree] | None:
+        carry = self.experiment.carry
+        return None if carry is None else functools.partial(carry, rows)
+
     @property
     def chunk(self) -> int:
         """Steps in one XLA program."""
@@ -140,8 +158,9 @@ class Session:
 
     def _create(self, key: Key) -> TrainState:
         tx, _ = self.config.optimiser(self.steps)
-        ema = self.config.ema_decay is not None
-        return TrainState.create(self.experiment.init, tx, key, ema=ema)
+        ema, carry = self.config.ema_decay is not None, self._carry(self.config.batch_size)
+        start = None if carry is None else carry()
+        return TrainState.create(self.experiment.init, tx, key, ema=ema, carry=start)
 
     def checkpoints(self, workdir: Workdir, *, read_only: bool = False) -> Checkpoints:
         """Opens the run's checkpoints."""

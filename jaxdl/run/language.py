@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxdl.data.bpe import BPETokenizer
 from jaxdl.data.codec import Tokenizer
+from jaxdl.data.pipeline import Pipeline
 from jaxdl.data.text import TextDataset, stdlib_source, text_file, tfds_text
 from jaxdl.data.text_baselines import gzip_bits, markov_bits
-from jaxdl.data.text_pipeline import Windows
+from jaxdl.data.text_pipeline import Streams, Windows
 from jaxdl.data.tokenizers import ByteTokenizer, CharTokenizer, WordTokenizer
 from jaxdl.errors import UserError
 from jaxdl.metrics import Mean, Metrics
@@ -42,10 +43,12 @@ class LanguageConfig(RunConfig):
     """What a token is; the last three are trained on the training text."""
     vocabulary: int = 2048
     """Tokens of words or BPE."""
+    feed: Literal["windows", "streams"] = "windows"
+    """Windows from all over the text, or streams, whose carry passes from batch to batch."""
     length: int = 128
-    """Tokens a window, in training and in evaluation."""
+    """Tokens a window, or of each stream in a batch."""
     context: int = 32
-    """Tokens of a window that evaluation reads and does not count."""
+    """Tokens that evaluation reads before those that count, of a window or a stream."""
 
     def __post_init__(self) -> None:
         """Refuses numbers that cannot be meant."""
@@ -77,14 +80,15 @@ def make_tokenizer(config: LanguageConfig, text: str) -> Tokenizer:
     return kind.train(text, size=config.vocabulary)
 
 
-def make_windows(
+def make_pipelines(
     config: LanguageConfig, tokenizer: Tokenizer, data: TextDataset
-) -> tuple[Windows, Windows]:
-    """Makes the two pipelines: windows to train on, and those that cover the held-out text."""
-    train = Windows(
+) -> tuple[Pipeline, Pipeline]:
+    """Makes the two pipelines: one to train on, and one that covers the held-out text."""
+    feed = {"windows": Windows, "streams": Streams}[config.feed]
+    train = feed(
         tokenizer.encode(data.train), config.batch_size, length=config.length, seed=config.seed
     )
-    test = Windows(
+    test = feed(
         tokenizer.encode(data.test), config.eval_batch_size, length=config.length, seed=None,
         context=config.context,
     )  # fmt: skip

@@ -23,10 +23,9 @@ from jaxdl.run.progress import begin, phase, say
 from jaxdl.run.report import parameter_table
 from jaxdl.run.workdir import Workdir
 from jaxdl.train.checkpoint import Checkpoints
-from jaxdl.train.loop import Interval, evaluator, fit
+from jaxdl.train.loop import Interval, fit
 from jaxdl.train.program import Compiled
 from jaxdl.train.state import TrainState
-from jaxdl.train.step import make_eval_step
 
 SMALL_FILES = 2**17  # bytes of a checkpoint's folders, records and indices
 
@@ -98,11 +97,7 @@ class Run:
     def to_end(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         """Steps, logs, evaluates and saves; returns the final state and its evaluation."""
         session, config = self.session, self.session.config
-        evaluate = evaluator(
-            make_eval_step(session.loss, axis_name=session.placement.axis_name),
-            session.experiment.test,
-            placement=session.placement,
-        )
+        evaluate = session.evaluator()
         test = self.milestone(state, evaluate) if int(state.step) else None
         # Read one interval late, while the device is at the next; with the time it ended at.
         late: tuple[Interval, float] | None = None

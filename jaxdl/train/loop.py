@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -49,13 +49,20 @@ class Feed:
         return self.placement.split(_stack(batches) if stacked else batches[0], stacked=stacked)
 
     def compile(
-        self, function: Callable, state: TrainState, *, steps: int = 1, donate: bool = False
+        self,
+        function: Callable,
+        state: TrainState,
+        *,
+        out: Any,
+        steps: int = 1,
+        donate: bool = False,
     ) -> Compiled:
         """Compiles `function(state, batch)` over this feed, ahead of its first call.
 
-        With `steps` above 1 it becomes a scan over that many stacked batches. With `donate` the
-        memory of the state is given to the first of what it returns, the next state. Where the
-        state is abstract all else is too, and nothing is put onto a device.
+        What it returns is placed by the shardings `out`. With `steps` above 1 it becomes a scan
+        over that many stacked batches. With `donate` the memory of the state is given to the first
+        of what it returns, the next state. Where the state is abstract all else is too, and
+        nothing is put onto a device.
         """
 
         def call(state, arrays, batch):
@@ -73,9 +80,14 @@ class Feed:
             example = arrays, placement.abstract_split(batch, stacked=stacked)
         else:
             example = self.arrays, self.put(batches, stacked=stacked)
-        out = (placement.shardings(state), placement.replicated) if donate else None
-        program = spread(call, placement, stacked=stacked, donate=donate, out=out)
+        options = {"state": placement.shardings(state), "out": out}
+        program = spread(call, placement, **options, stacked=stacked, donate=donate)
         return compile_ahead(program, state, *example)
+
+    def compile_step(self, step: Step, state: TrainState, *, steps: int = 1) -> Compiled:
+        """Compiles a train step, or a scan over so many, with its state donated."""
+        out = self.placement.shardings(state), self.placement.replicated
+        return self.compile(step, state, out=out, steps=steps, donate=True)
 
 
 def _stack(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -127,7 +139,7 @@ def fit(
             edge = min(until, *(at // n * n + n for n in every))
             count = chunk if at + chunk <= edge else 1
             if count not in programs:
-                programs[count] = feed.compile(step, state, steps=count, donate=True)
+                programs[count] = feed.compile_step(step, state, steps=count)
                 on_compile(programs[count])
             batch = feed.put(list(itertools.islice(feeding, count)), stacked=count > 1)
             state, new = programs[count].call(state, feed.arrays, batch)
@@ -150,20 +162,18 @@ def over_batches(
     data: Pipeline,
     *,
     placement: Placement | None = None,
-    summed: bool = False,
 ) -> Callable[[TrainState], Iterator[PyTree]]:
     """Makes `run(state)`, which yields `function(state, batch)` for each batch of one pass.
 
-    The program is compiled at the first run and kept; the last batch is padded, with a mask. The
-    function sees whole batches, unless what it returns is `summed` over `placement.axis_name`.
+    The program is compiled at the first run and kept; the function sees whole batches, the last of
+    them padded, with a mask.
     """
-    placement = placement or Placement.over()
-    feed = Feed(data, placement if summed else dataclasses.replace(placement, parallel="jit"))
+    feed = Feed(data, dataclasses.replace(placement or Placement.over(), parallel="jit"))
     compiled: list[Compiled] = []
 
     def run(state: TrainState) -> Iterator[PyTree]:
         if not compiled:
-            compiled.append(feed.compile(function, state))
+            compiled.append(feed.compile(function, state, out=feed.placement.replicated))
         for batch in itertools.islice(data.batches(), len(data)):
             yield compiled[0].call(state, feed.arrays, feed.put([batch], stacked=False))
 
@@ -171,23 +181,34 @@ def over_batches(
 
 
 def evaluator(
-    eval_step: Callable[[TrainState, Batch], Metrics],
+    eval_step: Callable[[TrainState, Batch], tuple[PyTree, Metrics]],
     data: Pipeline,
     *,
     placement: Placement | None = None,
+    carry: Callable[[], PyTree] | None = None,
 ) -> Callable[..., dict[str, float] | None]:
     """Makes `evaluate(state, stop=...)`: one pass over `data`, every example counted exactly once.
 
     `eval_step` is made for `placement.axis_name`. It returns the means; None where `stop()` turned
-    true before the end.
+    true before the end. For streams `carry` makes what the rows of the first batch begin with.
     """
-    run = over_batches(eval_step, data, placement=placement, summed=True)
+    feed = Feed(data, placement or Placement.over())
+    place = feed.placement
+    compiled: list[Compiled] = []
+    begin = None if carry is None else jax.jit(carry, out_shardings=place.batch())
 
     def evaluate(
         state: TrainState, *, stop: Callable[[], bool] = lambda: False
     ) -> dict[str, float] | None:
+        state = dataclasses.replace(state, carry=None if begin is None else begin())
+        if not compiled:
+            out = place.shardings(state).carry, place.replicated
+            compiled.append(feed.compile(eval_step, state, out=out))
         totals: Metrics | None = None
-        for metrics in run(state):
+        for batch in itertools.islice(data.batches(), len(data)):
+            rows = feed.put([batch], stacked=False)
+            passed_on, metrics = compiled[0].call(state, feed.arrays, rows)
+            state = dataclasses.replace(state, carry=passed_on)
             totals = merge(totals, to_host(metrics))
             if stop():
                 return None

@@ -49,7 +49,7 @@ class Compiled:
 
 
 def spread(
-    function: Callable, placement: Placement, *, stacked: bool, donate: bool, out: Any = None
+    function: Callable, placement: Placement, *, state: Any, out: Any, stacked: bool, donate: bool
 ) -> Any:
     """Makes `function(state, arrays, batch)` a jitted one over the placement's devices.
 
@@ -57,9 +57,10 @@ def spread(
       function: under pmap and shard_map it sees its device's rows alone, and has to have summed
         what it returns over `placement.axis_name`, so that it is equal on all devices.
       placement: where the arguments lie, and the way.
+      state: the shardings of the state.
+      out: the shardings of what the function returns.
       stacked: whether the batches have an axis of steps before axis b.
       donate: whether the state's memory is given to the result.
-      out: under jit, the shardings of what it returns; whole on every device, if not given.
     """
     donated = (0,) if donate else ()
     rows = placement.batch(stacked=stacked).spec
@@ -70,10 +71,9 @@ def spread(
             function, placement.axis_name, devices=devices, donate_argnums=donated, **axes
         )
     if placement.parallel == "shard_map":
-        whole = PartitionSpec()
-        specs = {"in_specs": (whole, whole, rows), "out_specs": whole}
+        into, back = jax.tree.map(lambda sharding: sharding.spec, (state, out))
+        specs = {"in_specs": (into, PartitionSpec(), rows), "out_specs": back}
         function = jax.shard_map(function, mesh=placement.mesh, **specs)
-    out = placement.replicated if out is None else out
     return jax.jit(function, out_shardings=out, donate_argnums=donated)
 
 

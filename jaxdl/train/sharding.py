@@ -132,15 +132,17 @@ class Placement:
     def shardings(self, state: TrainState) -> TrainState:
         """Gives the sharding of each leaf of a state, which may be abstract.
 
-        What belongs to a parameter (its optimiser slots, its average) is split as it is; see
-        `parameter_shardings`.
+        What belongs to a parameter (its optimiser slots, its average) is split as it is, see
+        `parameter_shardings`; the carry of streams is split as the batch whose rows they are.
         """
         shapes = _shapes(state.params)
         specs = self._specs(shapes)
 
         def place(path: tuple, leaf: Any) -> NamedSharding:
-            shape = tuple(leaf.shape)
-            parameter = follow(leaf_name(path), shape, shapes)
+            name, shape = leaf_name(path), tuple(leaf.shape)
+            if name.startswith("carry/"):
+                return self.batch()
+            parameter = follow(name, shape, shapes)
             if parameter is not None:
                 return NamedSharding(self.mesh, specs[parameter])
             spec = fully_shard(shape, PartitionSpec(), self.mesh.shape, large=self.large)

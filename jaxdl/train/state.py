@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdl.types import Array, Key, ModelState, Params
+from jaxdl.types import Array, Key, ModelState, Params, PyTree
 
 Init = Callable[[Key], tuple[Params, ModelState]]
 
@@ -22,12 +22,22 @@ class TrainState:
     model_state: ModelState  # what the model itself updates; {} for most
     opt_state: optax.OptState
     ema: Params | None = None  # exponential moving average of the parameters
+    carry: PyTree = None  # of streams: what each row hands to its successor in the next batch
 
     @classmethod
     def create(
-        cls, init: Init, tx: optax.GradientTransformation, key: Key, *, ema: bool = False
+        cls,
+        init: Init,
+        tx: optax.GradientTransformation,
+        key: Key,
+        *,
+        ema: bool = False,
+        carry: PyTree = None,
     ) -> "TrainState":
-        """Initialises a state from `init(key) -> (params, model_state)`; pure, to be jitted."""
+        """Initialises a state from `init(key) -> (params, model_state)`; pure, to be jitted.
+
+        `carry` is what the rows of the first batch begin with, each leaf with leading axis b.
+        """
         params, model_state = init(jax.random.fold_in(key, 0))
         return cls(
             step=jnp.int32(0),
@@ -37,6 +47,7 @@ class TrainState:
             opt_state=tx.init(params),
             # A copy: a buffer that appears twice in the state could not be donated.
             ema=jax.tree.map(jnp.copy, params) if ema else None,
+            carry=jax.tree.map(jnp.copy, carry),
         )
 
     @property

@@ -4,7 +4,8 @@ A task supplies one function, its loss. Everything else (accumulation, averaging
 moving averages, the refusal of updates that are not finite) is the same for every network.
 """
 
-from typing import NamedTuple, Protocol
+import dataclasses
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ class Aux(NamedTuple):
 
     metrics: Metrics
     model_state: ModelState
+    carry: PyTree = None  # of streams: what each row hands on, see `Loss`
 
 
 class Loss(Protocol):
@@ -29,6 +31,9 @@ class Loss(Protocol):
     The value is a `Mean` whose total is the sum of the unreduced loss and whose count is the
     number of examples (or tokens) in that sum. The step divides once, after the microbatches and
     the devices have been summed, so padding and ragged batches weigh what they should.
+
+    Where the rows of a batch go on from those of the batch before, `batch["carry"]` is what these
+    handed on, and `Aux.carry` what is handed on in turn: rows, each leaf with leading axis b.
     """
 
     def __call__(
@@ -80,7 +85,8 @@ def make_train_step(
             params, model_state = jax.tree.map(
                 lambda x: jax.lax.pcast(x, axis_name, to="varying"), (params, model_state)
             )
-        sums, model_state = accumulate(loss, params, model_state, batch, key, accum)
+        start = dataclasses.replace(state, params=params, model_state=model_state)
+        sums, model_state, carry = accumulate(loss, start, batch, key, accum)
         if axis_name is not None:
             sums, model_state = all_reduce(sums, model_state, axis_name)
 
@@ -91,60 +97,75 @@ def make_train_step(
         ema = None if ema_decay is None else average(state.ema, params, ema_decay, state.step)
 
         finite = jnp.isfinite(norm) & jnp.isfinite(sums.objective.total)
-        changed = (params, model_state, opt_state, ema)
-        before = (state.params, state.model_state, state.opt_state, state.ema)
-        params, model_state, opt_state, ema = select(finite, changed, before)
+        after = dataclasses.replace(
+            state, params=params, opt_state=opt_state, model_state=model_state, ema=ema, carry=carry
+        )
+        after = dataclasses.replace(select(finite, after, state), step=state.step + 1)
         one = jnp.float32(1)
         health = {"grad_norm": Mean(norm, one), "refused": Mean(jnp.where(finite, 0, one), one)}
-        state = TrainState(state.step + 1, state.key, params, model_state, opt_state, ema)
-        return state, {**sums.metrics, **health}
+        return after, {**sums.metrics, **health}
 
     return train_step
 
 
 def make_eval_step(loss: Loss, *, axis_name: str | None = None):
-    """Makes the pure `(state, batch) -> metrics`, with the averaged weights where there are any."""
+    """Makes the pure `(state, batch) -> (carry, metrics)`, with the averaged weights if any.
 
-    def eval_step(state: TrainState, batch: Batch) -> Metrics:
-        key = derive(state.key, "eval")
-        _, aux = loss(state.weights, state.model_state, batch, key, train=False)
-        return aux.metrics if axis_name is None else jax.lax.psum(aux.metrics, axis_name)
+    The carry is that of the state's rows, one batch further on: None but for streams.
+    """
+
+    def eval_step(state: TrainState, batch: Batch) -> tuple[PyTree, Metrics]:
+        key, rows = derive(state.key, "eval"), with_carry(batch, state.carry)
+        _, aux = loss(state.weights, state.model_state, rows, key, train=False)
+        metrics = aux.metrics if axis_name is None else jax.lax.psum(aux.metrics, axis_name)
+        return aux.carry, metrics
 
     return eval_step
 
 
+def with_carry(batch: Batch, carry: PyTree) -> dict[str, Any]:
+    """Lays the carry of a batch's rows beside them, where there is one."""
+    return dict(batch) if carry is None else {**batch, "carry": carry}
+
+
 def accumulate(
-    loss: Loss, params: Params, model_state: ModelState, batch: Batch, key: Key, accum: int
-) -> tuple[Gradients, ModelState]:
-    """Sums gradients and metrics over `accum` microbatches, the model's state passing through."""
+    loss: Loss, state: TrainState, batch: Batch, key: Key, accum: int
+) -> tuple[Gradients, ModelState, PyTree]:
+    """Sums gradients and metrics over `accum` microbatches.
+
+    The model's own state passes from one to the next; a carry is cut as the rows are that it
+    belongs to. Both are returned as they are afterwards.
+    """
 
     def objective(params, model_state, batch, key):
         value, aux = loss(params, model_state, batch, key, train=True)
         return value.total, (value, aux)
 
-    def gradients(model_state, batch, key):
-        total, (value, aux) = jax.grad(objective, has_aux=True)(params, model_state, batch, key)
-        return aux.model_state, Gradients(total, value, aux.metrics)
+    def gradients(model_state, rows, key):
+        grad = jax.grad(objective, has_aux=True)
+        total, (value, aux) = grad(state.params, model_state, rows, key)
+        return Gradients(total, value, aux.metrics), aux.model_state, aux.carry
 
+    rows = with_carry(batch, state.carry)
     if accum == 1:
-        model_state, sums = gradients(model_state, batch, key)
-        return sums, model_state
+        return gradients(state.model_state, rows, key)
 
-    def microbatch(carry, x):
-        model_state, sums = carry
-        index, batch = x
-        model_state, more = gradients(model_state, batch, derive(key, index))
-        return (model_state, sums + more), None
+    def microbatch(so_far, x):
+        sums, model_state = so_far
+        index, rows = x
+        more, model_state, carry = gradients(model_state, rows, derive(key, index))
+        return (sums + more, model_state), carry
 
-    split = jax.tree.map(lambda x: interleave(x, accum), dict(batch))
-    shapes = jax.eval_shape(gradients, model_state, jax.tree.map(lambda x: x[0], split), key)[1]
+    split = jax.tree.map(lambda x: interleave(x, accum), rows)
+    first = jax.tree.map(lambda x: x[0], split)
+    shapes = jax.eval_shape(gradients, state.model_state, first, key)[0]
     zeros = jax.tree.map(jnp.zeros_like, shapes)
     # On CPU a convolution's gradient inside a loop misses the fast path (jax issue 12868).
     unroll = jax.default_backend() == "cpu"
-    (model_state, sums), _ = jax.lax.scan(
-        microbatch, (model_state, zeros), (jnp.arange(accum), split), unroll=unroll
+    (sums, model_state), carry = jax.lax.scan(
+        microbatch, (zeros, state.model_state), (jnp.arange(accum), split), unroll=unroll
     )
-    return sums, model_state
+    return sums, model_state, jax.tree.map(deinterleave, carry)
 
 
 def interleave(x: Array, accum: int) -> Array:
@@ -155,6 +176,11 @@ def interleave(x: Array, accum: int) -> Array:
     if x.shape[0] % accum:
         raise ValueError(f"a batch of {x.shape[0]} does not split into {accum} microbatches")
     return x.reshape(x.shape[0] // accum, accum, *x.shape[1:]).swapaxes(0, 1)
+
+
+def deinterleave(x: Array) -> Array:
+    """Puts the rows back that `interleave` has taken apart: (accum, b / accum) into axis b."""
+    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
 
 def all_reduce(

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,10 +10,6 @@ from jaxdl.data import Streams, Windows
 from jaxdl.data.pipeline import Pipeline
 from jaxdl.data.text_pipeline import smallest
 from jaxdl.errors import UserError
-from jaxdl.losses import softmax_cross_entropy
-from jaxdl.metrics import Mean
-from jaxdl.rows import restart
-from jaxdl.train import Aux, TrainState, make_train_step
 
 N, B, T = 103, 4, 6
 TEXT = np.random.default_rng(0).integers(1, 50, N).astype(np.int32)
@@ -168,41 +163,3 @@ def test_the_users_mistakes_are_told(way):
         way(TEXT, 0, length=T, seed=0)
     with pytest.raises(UserError, match="context of 6"):
         Windows(TEXT, B, length=T, seed=None, context=T)
-
-
-def test_a_carry_that_passes_from_batch_to_batch_resumes_bit_for_bit():
-    """The carry lives in the state; batch n is a function of n; so nothing else is to be saved."""
-    pipeline = Streams(TEXT, B, length=T, seed=1)
-    d, v = 3, 50
-
-    def init(key):
-        params = {"embed": jax.random.normal(key, (v, d)), "out": jax.random.normal(key, (d, v))}
-        return params, {"carry": jax.numpy.zeros((B, d))}
-
-    def loss(params, model_state, batch, key, *, train):
-        def cell(h, tokens):
-            h = 0.9 * h + jax.numpy.tanh(params["embed"][tokens])
-            return h, h
-
-        carry = restart(model_state["carry"], batch["reset"])
-        carry, h = jax.lax.scan(cell, carry, batch["tokens"].T)
-        losses = softmax_cross_entropy(h.swapaxes(0, 1) @ params["out"], batch["targets"])
-        value = Mean.of(losses)
-        return value, Aux({"loss": value}, {"carry": jax.lax.stop_gradient(carry)})
-
-    tx = optax.sgd(0.1)
-    train_step = jax.jit(make_train_step(loss, tx))
-    create = jax.jit(lambda key: TrainState.create(init, tx, key))
-    states = [create(jax.random.key(0))]
-    steps = len(pipeline) + 3  # into the second epoch
-    for step in range(steps):
-        states.append(train_step(states[-1], assembled(pipeline, step))[0])
-    resumed = states[3]
-    for step in range(3, steps):
-        resumed = train_step(resumed, assembled(pipeline, step))[0]
-    jax.tree.map(np.testing.assert_array_equal, resumed.params, states[-1].params)
-    np.testing.assert_array_equal(resumed.model_state["carry"], states[-1].model_state["carry"])
-    # And the carry matters: without it the same batches train something else.
-    forgetful = states[3].replace(model_state={"carry": jax.numpy.zeros((B, d))})
-    forgetful = train_step(forgetful, assembled(pipeline, 3))[0]
-    assert not np.array_equal(forgetful.params["embed"], states[4].params["embed"])

@@ -16,7 +16,7 @@ from jaxdl.run.report import (
     parameter_table,
 )
 from jaxdl.run.workdir import Workdir
-from jaxdl.train import TrainState, evaluator, make_eval_step
+from jaxdl.train import TrainState
 from tests.run.tiny_run import QUICK, TINY, main, open_run
 
 FIELDS = {
@@ -107,8 +107,7 @@ def test_evaluation_gives_the_same_accuracy_whatever_the_size_of_its_batches(run
     for size in (256, 100, 7):
         session, workdir = open_run(run, eval_batch_size=size, mesh="data=1")
         state = newest(session, workdir, None)
-        step = make_eval_step(session.experiment.loss)
-        test = evaluator(step, session.experiment.test, placement=session.placement)(state)
+        test = session.evaluator()(state)
         assert test["accuracy"] == reported["accuracy"]
         assert test["loss"] == pytest.approx(reported["loss"], rel=1e-6)
 

@@ -141,6 +141,6 @@ def test_fsdp_on_eight_devices_takes_an_eighth_of_the_state(optimizer):
         init = lambda key: initialise(model, key, jnp.zeros((1, 40)))  # noqa: E731
         create = lambda: TrainState.create(init, tx, jax.random.key(0), ema=True)  # noqa: E731
         state = placement.abstract(jax.eval_shape(create))
-        return Feed(data, placement).compile(step, state, donate=True).donated_bytes
+        return Feed(data, placement).compile_step(step, state).donated_bytes
 
     assert state_bytes({"fsdp": 8}) <= state_bytes({"data": 8}) / 7
