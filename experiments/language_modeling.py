@@ -76,8 +76,9 @@ STDLIB = Config(
     learning_rate=4e-3, schedule="cosine", warmup=50, clip_norm=1.0, prompt="def ",
 )  # fmt: skip
 SHAKESPEARE = dataclasses.replace(
-    STDLIB, corpus="tiny_shakespeare", tokenizer="char", width=512, layers=2, dropout=0.3,
-    epochs=20, batch_size=64, learning_rate=2e-3, warmup=100, prompt="\nROMEO:\n",
+    STDLIB, corpus="tiny_shakespeare", tokenizer="char", feed="streams", context=256, width=512,
+    layers=2, dropout=0.35, epochs=12, batch_size=32, eval_batch_size=32, ema_decay=0.99,
+    learning_rate=3e-3, weight_decay=0.02, warmup=100, prompt="\nROMEO:\n",
 )  # fmt: skip
 
 PRESETS = {

@@ -54,7 +54,8 @@ class LanguageConfig(RunConfig):
         """Refuses numbers that cannot be meant."""
         super().__post_init__()
         self._require(self.length > 0, "length", "must be above 0")
-        self._require(0 <= self.context < self.length, "context", "must lie in [0, length)")
+        most = self.length if self.feed == "windows" else math.inf
+        self._require(0 <= self.context < most, "context", "must lie in [0, length)")
         if self.tokenizer in ("word", "bpe"):
             self._require(self.vocabulary > 256, "vocabulary", "must be above 256")
 

@@ -142,3 +142,19 @@ def test_a_corpus_of_a_file_needs_the_file(tmp_path, capsys):
     assert leaving.value.code == 2
     assert "--file PATH" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_streams_are_evaluated_as_the_text_is_scored_in_one_go(tmp_path, capsys):
+    """One stream carries its state through the whole of the held-out text, as `score` does."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    command = (*TINY, "--file", tmp_path / "text.txt", "--workdir", tmp_path / "run", "--feed",
+               "streams", "--context", 0, "--eval-batch-size", 1, "--mesh", "data=1")  # fmt: skip
+    with pytest.raises(SystemExit) as refused:
+        main(*command, "--parallel", "pmap")
+    assert refused.value.code == 2
+    assert "--parallel pmap has no streams: use jit or shard_map" in capsys.readouterr().err
+    main(*command)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    writer = load_writer(tmp_path / "run")
+    nats = np.concatenate(list(surprises(writer, writer.encode(TEXT[int(0.9 * len(TEXT)) :]))))
+    assert report["test"]["loss"] == pytest.approx(nats.mean(), rel=1e-5)

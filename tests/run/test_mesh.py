@@ -54,6 +54,7 @@ def test_a_run_that_was_stopped_on_one_mesh_goes_on_on_another(alone, tmp_path, 
     assert_equal_runs(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_one_program_a_device(tmp_path):
     """Each device then draws its own, so what draws is off."""
     still = ("--dropout", "0", "--rotation", "0", "--translate", "0", "--mesh", "data=2")

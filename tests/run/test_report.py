@@ -169,6 +169,7 @@ def test_a_matrix_of_counts_is_a_table_with_names():
     assert summary({"accuracy": 0.5, "loss": 1.0}) == "test accuracy 0.5000, test loss 1.0000"
 
 
+@pytest.mark.slow
 def test_a_run_of_one_interval_has_nothing_to_trace_and_says_so(tmp_path, capsys):
     main(*TINY, "--epochs", 0.2, "--save-minutes", 9, "--profile", "--workdir", tmp_path)
     assert "profile   the first interval was the last" in capsys.readouterr().out

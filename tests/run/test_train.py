@@ -106,7 +106,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_loses_only_that_one(tmp_path,
         ("plain", signal.SIGTERM, 143, {"step": 14}),
         ("plain", signal.SIGINT, 130, {"evaluation": 4}),
         ("accum and ema", signal.SIGTERM, 143, {"evaluation": 1}),
-        ("scan", signal.SIGTERM, 143, {"step": 7}),
+        pytest.param("scan", signal.SIGTERM, 143, {"step": 7}, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(
