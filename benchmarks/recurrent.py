@@ -51,6 +51,8 @@ class Options:
     """Recurrent layers."""
     vocabulary: int = 100
     """Characters."""
+    chunk: int = 16
+    """Steps of a chunk where the network is rematerialised."""
 
 
 def train_step_flops(options: Options) -> float:
@@ -64,8 +66,9 @@ def train_step_flops(options: Options) -> float:
     return 3.0 * tokens * (layers + 2 * width * options.vocabulary)
 
 
-def make_model(options: Options) -> RecurrentLM:
-    return RecurrentLM(options.vocabulary, width=options.width, layers=options.layers)
+def make_model(options: Options, chunk: int | None = None) -> RecurrentLM:
+    sizes = {"width": options.width, "layers": options.layers, "chunk": chunk}
+    return RecurrentLM(options.vocabulary, **sizes)
 
 
 def draw_tokens(options: Options) -> np.ndarray:
@@ -73,24 +76,35 @@ def draw_tokens(options: Options) -> np.ndarray:
     return np.random.default_rng(0).integers(0, options.vocabulary, shape, np.int32)
 
 
-def jaxdl_step(options: Options) -> Side:
-    """The train step: forward, backward, clipping, Adam."""
+def compile_step(options: Options, chunk: int | None = None) -> tuple[Any, Any, Any]:
+    """Returns the compiled train step (forward, backward, clipping, Adam), a state and a batch."""
+    model, tx = make_model(options, chunk), clipped(adam(RATE), CLIP)
+    batch = {"tokens": jnp.asarray(draw_tokens(options))}
+
+    def init(key):
+        return model.init(key, batch["tokens"][:, :-1], train=False)["params"], {}
+
+    def loss(params, model_state, batch, key, *, train):
+        result: Any = model.apply({"params": params}, batch["tokens"][:, :-1], train=train)
+        mean = Mean.of(softmax_cross_entropy(result[0], batch["tokens"][:, 1:]))
+        return mean, Aux({"loss": mean}, model_state)
+
+    state = jax.jit(lambda key: TrainState.create(init, tx, key))(jax.random.key(0))
+    step = jax.jit(make_train_step(loss, tx), donate_argnums=0)
+    return step.lower(state, batch).compile(), state, batch
+
+
+def temporary_bytes(options: Options, chunk: int | None = None) -> int:
+    """Returns what a train step needs beside its arguments and results, by XLA's own account."""
+    step, *_ = compile_step(options, chunk)
+    return step.memory_analysis().temp_size_in_bytes
+
+
+def jaxdl_step(options: Options, chunk: int | None = None) -> Side:
+    """The train step."""
 
     def prepare() -> Call:
-        model, tx = make_model(options), clipped(adam(RATE), CLIP)
-        tokens = jnp.asarray(draw_tokens(options))
-
-        def init(key):
-            return model.init(key, tokens[:, :-1], train=False)["params"], {}
-
-        def loss(params, model_state, batch, key, *, train):
-            result: Any = model.apply({"params": params}, batch["tokens"][:, :-1], train=train)
-            mean = Mean.of(softmax_cross_entropy(result[0], batch["tokens"][:, 1:]))
-            return mean, Aux({"loss": mean}, model_state)
-
-        state = jax.jit(lambda key: TrainState.create(init, tx, key))(jax.random.key(0))
-        batch = {"tokens": tokens}
-        step = jax.jit(make_train_step(loss, tx), donate_argnums=0).lower(state, batch).compile()
+        step, state, batch = compile_step(options, chunk)
 
         def call() -> None:
             nonlocal state
@@ -100,7 +114,8 @@ def jaxdl_step(options: Options) -> Side:
         call()
         return call
 
-    return Side(name="jaxdl", prepare=prepare, flops=train_step_flops(options))
+    name = "jaxdl" if chunk is None else f"jaxdl, chunks of {chunk}"
+    return Side(name=name, prepare=prepare, flops=train_step_flops(options))
 
 
 def torch_model(options: Options):
@@ -204,9 +219,14 @@ def main(options: Options) -> None:
         sides = jaxdl_generation(options, b), torch_generation(options, b)
         emit(compare("recurrent generation", *sides, **shared, **about | {"batch_size": b}))
     double = dataclasses.replace(options, time=2 * options.time)
-    once = dataclasses.replace(jaxdl_step(options), name="jaxdl")
     twice = dataclasses.replace(jaxdl_step(double), name="jaxdl, twice as long")
-    emit(compare("recurrent length", once, twice, **shared, **about))
+    emit(compare("recurrent length", jaxdl_step(options), twice, **shared, **about))
+    memory = {
+        "a_bytes": temporary_bytes(options),
+        "b_bytes": temporary_bytes(options, options.chunk),
+    }
+    sides = jaxdl_step(options), jaxdl_step(options, options.chunk)
+    emit(compare("recurrent remat", *sides, **shared, **about, **memory))
 
 
 if __name__ == "__main__":
