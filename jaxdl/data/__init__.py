@@ -3,6 +3,7 @@
 from jaxdl.data.bpe import BPETokenizer
 from jaxdl.data.codec import Tokenizer
 from jaxdl.data.files import FileSource, decode_image, image_folder
+from jaxdl.data.pairs import Pair, PairDataset, dates, multi30k, pair_files
 from jaxdl.data.pipeline import Pipeline, Resident, Streaming, make_pipeline
 from jaxdl.data.sources import ArraySource, ImageDataset, Source, digits, load_into_memory
 from jaxdl.data.text import TextDataset, stdlib_source, text_file, tfds_text
@@ -23,6 +24,8 @@ __all__ = [
     "CharTokenizer",
     "FileSource",
     "ImageDataset",
+    "Pair",
+    "PairDataset",
     "Pipeline",
     "RecordSource",
     "Resident",
@@ -34,6 +37,7 @@ __all__ = [
     "Windows",
     "WordTokenizer",
     "bits_per_character",
+    "dates",
     "decode_image",
     "digits",
     "gzip_bits",
@@ -42,6 +46,8 @@ __all__ = [
     "load_tokenizer",
     "make_pipeline",
     "markov_bits",
+    "multi30k",
+    "pair_files",
     "stdlib_source",
     "text_file",
     "tfds_images",
