@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import UrlInfo
-from tensorflow_datasets.core.utils import classproperty
+from tensorflow_datasets.core.utils import Size, classproperty
 
 LANGUAGES = ("de", "en")
 SPLITS = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
@@ -39,7 +39,7 @@ class Multi30k(tfds.core.GeneratorBasedBuilder):
     def url_infos(cls) -> dict[str, UrlInfo]:
         """What TFDS checks every file against, downloaded or from a manual folder."""
         return {
-            URL + name: UrlInfo(size=size, checksum=checksum, filename=name)
+            URL + name: UrlInfo(size=Size(size), checksum=checksum, filename=name)
             for name, (size, checksum) in FILES.items()
         }
 
