@@ -55,14 +55,28 @@ def encode_pairs(pairs: Iterable[Pair], tokenizer: BPETokenizer) -> Encoded:
 
 
 def fitting(encoded: Encoded, length: int) -> Encoded:
-    """Leaves out the pairs of which a side, with its end, is longer than a row."""
+    """Leaves out the pairs of which a side, with its end, is longer than `length`."""
     kept = [pair for pair in zip(*encoded, strict=True) if max(map(len, pair)) < length]
     return Encoded([source for source, _ in kept], [target for _, target in kept])
 
 
-def longest(encoded: Encoded) -> int:
-    """Returns the tokens of the longest side, its end counted: the shortest row that holds all."""
-    return 1 + max(len(side) for sides in encoded for side in sides)
+def longest(encoded: Encoded) -> tuple[int, int]:
+    """Returns the tokens of the longest source and target, ends counted: what a row must hold."""
+    source, target = (1 + max(map(len, side)) for side in encoded)
+    return source, target
+
+
+def row_lengths(encoded: Encoded, length: int) -> tuple[int, int]:
+    """Returns s and t: `length` for the side with more tokens, for the other in proportion.
+
+    So both sides of a row are full at about the same number of pairs. Both are multiples of 8, and
+    hold the longest pair.
+    """
+    totals = [sum(len(tokens) + 1 for tokens in side) for side in encoded]
+    sizes = (length * total / max(totals) for total in totals)
+    held = map(max, sizes, longest(encoded))
+    source, target = (-(-int(size) // 8) * 8 for size in held)
+    return source, target
 
 
 class PackedPairs(Resident):
@@ -71,8 +85,7 @@ class PackedPairs(Resident):
     Training (a seed): pairs are packed in an order drawn from the seed. Evaluation (`seed=None`):
     one pass in which each target's token counts once, at any batch size.
 
-    `length` is t and s, the places of a row on either side. Raises UserError for a pair that is
-    longer, naming it.
+    `lengths` are s and t, see `row_lengths`. Raises UserError for a pair that is longer, naming it.
     """
 
     def __init__(
@@ -80,7 +93,7 @@ class PackedPairs(Resident):
         encoded: Encoded,
         batch_size: int,
         *,
-        length: int,
+        lengths: tuple[int, int],
         specials: Mapping[str, int],
         seed: int | None,
         shard: tuple[int, int] | None = None,
@@ -91,17 +104,17 @@ class PackedPairs(Resident):
         # A source has its end too: an empty one could not be attended to.
         sources = [np.concatenate([source, end]) for source in encoded.sources]
         sizes = np.array([[len(a), len(b)] for a, b in zip(sources, read, strict=True)])
-        rows = first_fit(sizes.reshape(-1, 2), (length, length), seed=seed)
-        source, source_segments = lay_out(rows, sources, length)
-        tokens, segments = lay_out(rows, read, length)
+        rows = first_fit(sizes, lengths, seed=seed)
+        source, source_segments = lay_out(rows, sources, lengths[0])
+        tokens, segments = lay_out(rows, read, lengths[1])
         super().__init__(
             {
                 "source": source, "source_segments": source_segments, "tokens": tokens,
-                "segments": segments, "targets": lay_out(rows, predicted, length)[0],
+                "segments": segments, "targets": lay_out(rows, predicted, lengths[1])[0],
             },
             batch_size, seed=seed, shard=shard,
         )  # fmt: skip
-        self.length = length
+        self.lengths = lengths
         self.pairs = len(sources)
         # The share of places that a token stands in, by side.
         self.filled = {side: float((self.arrays[side] > 0).mean()) for side in ("source", "tokens")}

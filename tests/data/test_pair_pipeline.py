@@ -14,12 +14,13 @@ from jaxdl.data.pair_pipeline import (
     fitting,
     joint_bpe,
     longest,
+    row_lengths,
 )
 from jaxdl.data.pairs import Pair, dates
 from jaxdl.data.pipeline import Pipeline
 from jaxdl.errors import UserError
 
-N, LENGTH = 37, 40
+N, LENGTHS = 37, (40, 24)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def encoded(data, tokenizer):
 def make(encoded, tokenizer):
     def made(batch_size, **options):
         specials = tokenizer.specials
-        return PackedPairs(encoded, batch_size, length=LENGTH, specials=specials, **options)
+        return PackedPairs(encoded, batch_size, lengths=LENGTHS, specials=specials, **options)
 
     return made
 
@@ -73,8 +74,9 @@ def test_evaluation_counts_every_pair_once_at_any_batch_size(make, data, tokeniz
     read = [pair for batch in batches for pair in unpacked(batch, tokenizer)]
     assert sorted(read) == sorted(data.test)
     assert not any((batch["mask"] & (batch["segments"] == 0)).any() for batch in batches)
-    shapes = {batch[name].shape for batch in batches for name in batch}
-    assert shapes == {(batch_size, LENGTH)}  # of the mask too: one program serves all
+    for batch in batches:  # one shape, of the mask too: one program serves all
+        for name, array in batch.items():
+            assert array.shape == (batch_size, LENGTHS["source" not in name])
 
 
 def test_an_epoch_of_training_has_every_pair_once(make, data, tokenizer):
@@ -101,10 +103,14 @@ def test_a_batch_is_a_function_of_seed_and_step_and_of_nothing_else(make):
     assert assembled(other, 0)["tokens"].tobytes() != epochs[0]
 
 
-def test_rows_are_mostly_full(make, encoded):
-    pipeline = make(4, seed=0)
+def test_rows_of_lengths_in_proportion_are_mostly_full_on_either_side(encoded, tokenizer):
+    lengths = row_lengths(encoded, 64)
+    assert max(lengths) == 64
+    assert all(length % 8 == 0 for length in lengths)
+    assert row_lengths(encoded, 8) == tuple(-(-n // 8) * 8 for n in longest(encoded))
+    pipeline = PackedPairs(encoded, 4, lengths=lengths, specials=tokenizer.specials, seed=0)
     assert pipeline.pairs == N
-    assert max(pipeline.filled.values()) > 0.85
+    assert min(pipeline.filled.values()) > 0.7
 
 
 def test_both_sides_are_written_with_one_vocabulary(data, tokenizer, encoded):
@@ -121,10 +127,10 @@ def test_what_is_longer_than_a_row_is_left_out_of_training_and_told_in_evaluatio
     length = int(np.median([len(source) for source in encoded.sources]))
     kept = fitting(encoded, length)
     assert 0 < len(kept.sources) < N
-    assert longest(kept) <= length < longest(encoded)
-    options = {"length": length, "specials": tokenizer.specials, "seed": None}
+    assert max(longest(kept)) <= length < max(longest(encoded))
+    options = {"lengths": (length, length), "specials": tokenizer.specials, "seed": None}
     assert PackedPairs(kept, 2, **options).pairs == len(kept.targets)
-    with pytest.raises(UserError, match=f"--length of {longest(encoded)}"):
+    with pytest.raises(UserError, match=f"--length of {max(longest(encoded))}"):
         PackedPairs(encoded, 2, **options)
 
 
