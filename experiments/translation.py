@@ -3,7 +3,9 @@
 python -m experiments.translation              # dates in 27 languages -> ISO: 99.5% in 5 minutes
 python -m experiments.translation multi30k-de-en --manual-dir FOLDER
 python -m experiments.translation files --source A.de --target A.en --workdir runs/mine
+python -m experiments.translation questions    # sums and days, or --questions FILE.jsonl
 python -m experiments.translation translate --workdir RUN --beam 4 "jeudi 4 mars 2021"
+python -m experiments.translation average --workdir RUN --last 5
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from jaxdl.losses import softmax_cross_entropy
 from jaxdl.metrics import Mean, correct
 from jaxdl.models import Translator
 from jaxdl.models.apply import apply, initialise
+from jaxdl.run import averaging
 from jaxdl.run.cli import Script
 from jaxdl.run.experiment import Experiment
 from jaxdl.run.hosts import gathered
@@ -76,6 +79,7 @@ PRESETS = {
         DE_EN, pairs="multi30k-en-de", width=128, layers=4, heads=4, epochs=30, learning_rate=5e-3
     ),
     "files": dataclasses.replace(DE_EN, pairs="files", lowercase=False),
+    "questions": dataclasses.replace(DATES, pairs="questions", epochs=8),
 }
 
 
@@ -150,7 +154,17 @@ def build(config: Config) -> Experiment:
     )  # fmt: skip
 
 
-SCRIPT = Script(name="translation", presets=PRESETS, build=build, verbs={"translate": translate})
+def average(options: averaging.AverageConfig) -> None:
+    """Averages the last checkpoints of a run."""
+    averaging.average(SCRIPT, options)
+
+
+SCRIPT = Script(
+    name="translation",
+    presets=PRESETS,
+    build=build,
+    verbs={"translate": translate, "average": average},
+)
 
 if __name__ == "__main__":
     SCRIPT.main()

@@ -27,6 +27,7 @@ from jaxdl.data.pair_pipeline import (
     row_lengths,
 )
 from jaxdl.data.pairs import PairDataset, dates, multi30k, pair_files
+from jaxdl.data.questions import question_file, questions
 from jaxdl.data.tokenizers import load_tokenizer
 from jaxdl.decode import generate, pad_prompts, row_keys
 from jaxdl.errors import UserError
@@ -45,12 +46,15 @@ ROOM = 32  # tokens that a translation may have more than its source, padded
 class PairConfig(RunConfig):
     """Options of every experiment on sentence pairs."""
 
-    pairs: Literal["dates", "multi30k-de-en", "multi30k-en-de", "files"] = "dates"
-    """dates (written in 27 languages, to ISO), Multi30k, or your own --source and --target."""
+    pairs: Literal["dates", "multi30k-de-en", "multi30k-en-de", "files", "questions"] = "dates"
+    """dates (in 27 languages, to ISO), Multi30k, your own files, or questions and answers."""
     source: Path | None = None
     """For the pairs "files": sentences in UTF-8, one a line."""
     target: Path | None = None
     """For the pairs "files": their translations, line by line."""
+    questions: Path | None = None
+    """For the pairs "questions": your own, {"prompt": TEXT, "answer": TEXT} a line
+    [default: sums, differences, and days near others]."""
     data_dir: Path | None = operational(None)
     """Where TFDS keeps prepared datasets [default: ~/tensorflow_datasets]."""
     manual_dir: Path | None = operational(None)
@@ -77,6 +81,8 @@ def load_pairs(config: PairConfig) -> PairDataset:
     """Opens the config's pairs."""
     if config.pairs == "dates":
         data = dates()
+    elif config.pairs == "questions":
+        data = questions() if config.questions is None else question_file(config.questions)
     elif config.pairs == "files":
         if config.source is None or config.target is None:
             raise UserError("--pairs files needs --source FILE and --target FILE, line by line")

@@ -8,7 +8,6 @@ import pytest
 from jaxdl.data.packing import first_fit, lay_out
 from jaxdl.models import Translator
 from jaxdl.models.apply import initialise
-from jaxdl.models.translator import places
 
 V, LENGTHS = 23, ((5, 3), (2, 7), (4, 4), (7, 2), (3, 5))
 MODEL = Translator(V, width=16, layers=2, heads=2, dropout=0.2)
@@ -82,11 +81,6 @@ def test_no_logit_depends_on_later_tokens_and_every_one_on_all_of_the_source(par
         np.testing.assert_array_equal(of_said[:, :at], base[:, :at])
         assert np.abs(of_said - base)[:, at:].max(-1).min() > 1e-5
         assert np.abs(of_heard - base).max(-1).min() > 1e-6
-
-
-def test_places_begin_anew_in_every_segment():
-    segments = jnp.array([[1, 1, 2, 2, 2, 0], [1, 2, 3, 0, 0, 0]])
-    assert places(segments).tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 0, 0, 1, 2]]
 
 
 def test_heads_that_do_not_divide_the_width_are_told():
