@@ -205,7 +205,7 @@ class Streams(_Text):
         return {**_int32({"start": start, "from": first, "to": stop}), "reset": reset}
 
 
-def smallest(tokens: Int[np.ndarray, " _"]) -> type[np.unsignedinteger | np.signedinteger]:
+def smallest(tokens: Int[np.ndarray, ...]) -> type[np.unsignedinteger | np.signedinteger]:
     """Returns the narrowest type that holds these tokens: uint8, uint16 or int32."""
     largest = int(tokens.max(initial=0))
     return next((t for t in (np.uint8, np.uint16) if largest <= np.iinfo(t).max), np.int32)

@@ -75,10 +75,10 @@ def prepared(
     `name` may carry TFDS's config and version ("NAME/CONFIG:VERSION"); `data_dir` is TFDS's own,
     by default ~/tensorflow_datasets.
 
-    Not prepared yet: TFDS prepares it as ArrayRecord, which needs TensorFlow and a network, or the
-    files it would download, by their own names, in `manual_dir`; their checksums are TFDS's. TFDS
-    writes to a folder of another name and renames it at the end, so a killed run leaves nothing
-    that could be taken for a dataset.
+    Not prepared yet: TFDS prepares it as ArrayRecord, which needs TensorFlow (unless the builder's
+    NEEDS_TENSORFLOW is false) and a network, or the files it would download, by their own names, in
+    `manual_dir`; their checksums are TFDS's. TFDS writes to a folder of another name and renames it
+    at the end, so a killed run leaves nothing that could be taken for a dataset.
 
     Raises UserError for an unknown name (with the nearest ones), a missing manual folder, or what
     preparing needs and does not find.
@@ -165,7 +165,8 @@ def _prepare(builder: Any, name: str, manual_dir: str | os.PathLike | None) -> N
     place = builder.data_dir_root
     if manual_dir is not None and not Path(manual_dir).is_dir():
         raise UserError(f"--manual-dir {manual_dir}: there is no such folder")
-    for module in ("tensorflow", "importlib_resources"):  # TFDS declares neither
+    needed = ["tensorflow"] if getattr(builder, "NEEDS_TENSORFLOW", True) else []
+    for module in [*needed, "importlib_resources"]:  # TFDS declares neither
         if importlib.util.find_spec(module) is None:
             raise UserError(
                 f"{name} is not prepared in {place}, and preparing it once needs {module}: "

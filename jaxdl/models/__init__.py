@@ -3,6 +3,7 @@
 from jaxdl.models.cnn import ReferenceCNN, ResidualCNN
 from jaxdl.models.mlp import MLP
 from jaxdl.models.rnn import RecurrentLM, SequenceClassifier, SequenceTagger
+from jaxdl.models.translator import Translator
 
 __all__ = [
     "MLP",
@@ -11,4 +12,5 @@ __all__ = [
     "ResidualCNN",
     "SequenceClassifier",
     "SequenceTagger",
+    "Translator",
 ]

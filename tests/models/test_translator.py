@@ -1,0 +1,88 @@
+"""Laws of the translator: packed is separate, cached is full, no look ahead, padding is nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdl.data.packing import first_fit, lay_out
+from jaxdl.models import Translator
+from jaxdl.models.apply import initialise
+
+V, LENGTHS = 23, ((5, 3), (2, 7), (4, 4), (7, 2), (3, 5))
+MODEL = Translator(V, width=16, layers=2, heads=2, dropout=0.2)
+
+
+@pytest.fixture(scope="module")
+def sides():
+    rng = np.random.default_rng(0)
+    return tuple([rng.integers(1, V, pair[side]).astype(np.int32) for pair in LENGTHS]
+                 for side in (0, 1))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def params():
+    tokens = jnp.ones((1, 4), jnp.int32)
+    return initialise(MODEL, jax.random.key(0), tokens, tokens)[0]
+
+
+@pytest.fixture(scope="module")
+def forward():
+    return jax.jit(lambda params, *inputs: MODEL.apply({"params": params}, *inputs, train=False))
+
+
+@pytest.fixture(scope="module")
+def separate(sides, params, forward):
+    """Of each pair, its logits when it is alone; rows are padded, so that they are one shape."""
+    alone = [lay_out([[i] for i in range(len(LENGTHS))], side, 9)[0].astype(np.int32)
+             for side in sides]  # fmt: skip
+    logits = np.asarray(forward(params, *map(jnp.asarray, alone)))
+    return [row[: len(target)] for row, target in zip(logits, sides[1], strict=True)]
+
+
+def test_a_packed_row_gives_what_its_pairs_give_alone(sides, params, forward, separate):
+    sizes = np.array(LENGTHS)
+    rows = first_fit(sizes, (12, 12), seed=None)
+    assert max(map(len, rows)) > 1
+    source, heard = lay_out(rows, sides[0], 12)
+    tokens, said = lay_out(rows, sides[1], 12)
+    arrays = (jnp.asarray(x.astype(np.int32)) for x in (source, tokens, heard, said))
+    logits = np.asarray(forward(params, *arrays))
+    for number, row in enumerate(rows):
+        for segment, item in enumerate(row, 1):
+            packed = logits[number][said[number] == segment]
+            np.testing.assert_allclose(packed, separate[item], rtol=1e-4, atol=1e-5)
+
+
+def test_token_by_token_with_a_cache_is_the_whole_at_once(sides, params, separate):
+    source, tokens = (lay_out([[i] for i in range(len(LENGTHS))], side, 9)[0].astype(np.int32)
+                      for side in sides)  # fmt: skip
+    carry = jax.jit(lambda p, x: MODEL.carry(p, x, limit=7))(params, jnp.asarray(source))
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(carry)} == {len(LENGTHS)}
+    step = jax.jit(MODEL.step)
+    for t in range(8):
+        carry, logits = step(params, carry, jnp.asarray(tokens[:, t]))
+        for row, expected in zip(np.asarray(logits), separate, strict=True):
+            if t < len(expected):
+                np.testing.assert_allclose(row, expected[t], rtol=1e-4, atol=1e-5)
+        assert np.isnan(np.asarray(logits)).all() == (t >= 7)  # past the limit
+
+
+def test_no_logit_depends_on_later_tokens_and_every_one_on_all_of_the_source(params, forward):
+    rng = np.random.default_rng(1)
+    source, tokens = (rng.integers(2, V, (2, 6)).astype(np.int32) for _ in range(2))
+    base = np.asarray(forward(params, jnp.asarray(source), jnp.asarray(tokens)))
+    for at in range(6):
+        said, heard = tokens.copy(), source.copy()
+        said[:, at] -= 1
+        heard[:, at] -= 1
+        of_said = np.asarray(forward(params, jnp.asarray(source), jnp.asarray(said)))
+        of_heard = np.asarray(forward(params, jnp.asarray(heard), jnp.asarray(tokens)))
+        np.testing.assert_array_equal(of_said[:, :at], base[:, :at])
+        assert np.abs(of_said - base)[:, at:].max(-1).min() > 1e-5
+        assert np.abs(of_heard - base).max(-1).min() > 1e-6
+
+
+def test_heads_that_do_not_divide_the_width_are_told():
+    with pytest.raises(ValueError, match="16 does not split over 3 heads"):
+        initialise(MODEL.clone(heads=3), jax.random.key(0), *[jnp.ones((1, 2), jnp.int32)] * 2)

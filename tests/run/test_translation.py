@@ -1,0 +1,169 @@
+"""Translation: a run from files to sentences, its numbers, its averages, and its mistakes."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.translation import PRESETS, SCRIPT, Config, build
+from jaxdl.data.pairs import Pair
+from jaxdl.errors import UserError
+from jaxdl.run.averaging import averaged
+from jaxdl.run.cli import from_json, newest
+from jaxdl.run.experiment import Session
+from jaxdl.run.translation import load_interpreter
+from jaxdl.run.translation_report import attention_map, report_translations
+from jaxdl.run.workdir import Workdir
+
+TINY = (
+    "files", "--width", "16", "--layers", "1", "--heads", "2", "--vocabulary", "300", "--length",
+    "24", "--batch-size", "8", "--eval-batch-size", "8", "--epochs", "4", "--warmup", "2",
+    "--eval-every", "20", "--keep", "4", "--beam", "1", "--dropout", "0",
+)  # fmt: skip
+NUMBERS = ["null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"]
+
+
+def main(*arguments):
+    SCRIPT.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("translation")
+    numbers = [f"{n:03}" for n in range(600)]
+    (folder / "a.de").write_text("".join(f"{' '.join(NUMBERS[int(d)] for d in n)}\n"
+                                         for n in numbers))  # fmt: skip
+    (folder / "a.num").write_text("".join(f"{n}\n" for n in numbers))
+    return "--source", folder / "a.de", "--target", folder / "a.num"
+
+
+@pytest.fixture(scope="module")
+def run(files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    main(*TINY, *files, "--workdir", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def interpreter(run):
+    return load_interpreter(run)
+
+
+def test_a_run_reports_loss_bleu_and_exact_match_with_the_signature(run):
+    report = json.loads((run / "report.json").read_text())
+    assert set(report["test"]) == {"loss", "accuracy", "bleu", "exact_match"}
+    assert 0 <= report["test"]["exact_match"] <= 1
+    assert report["sacrebleu"].startswith("nrefs:1|case:mixed")
+    assert report["worst"]
+    assert report["tokens_per_second"] > 0
+    figures = {path.name for path in (run / "figures").iterdir()}
+    assert figures == {"learning_curves.png", "attention.png"}
+    shown = (run / "samples" / f"{report['steps']}.txt").read_text().splitlines()
+    assert len(shown) == 36
+    assert shown[0].startswith("null null eins")
+
+
+def test_a_translation_does_not_depend_on_those_beside_it(interpreter):
+    texts = ["acht", "eins zwei drei vier fünf sechs sieben acht neun", "drei vier", "neun neun"]
+    for beam in (1, 3):
+        together = interpreter.translate(texts, beam=beam, batch_size=3)
+        alone = [interpreter.translate([text], beam=beam)[0] for text in texts]
+        assert together == alone
+
+
+def test_a_map_of_attention_shows_each_piece_and_weights_that_sum_to_one(interpreter):
+    heard, said, weights = attention_map(interpreter, "drei vier", "34")
+    assert "".join(heard) == "drei vier</s>"
+    assert "".join(said) == "34</s>"
+    assert weights.shape == (len(said), len(heard))
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)
+
+
+def test_perfect_translations_are_worth_100_and_others_are_told(capsys):
+    pairs = [Pair(f"q{n}", f"the answer to this one is {n}") for n in range(5)]
+    right = [pair.target for pair in pairs]
+    perfect = report_translations(pairs, right, lowercase=False)
+    assert perfect["test"] == {"bleu": pytest.approx(100), "exact_match": 1}
+    assert perfect["worst"] == []
+    capsys.readouterr()
+    some = report_translations(pairs, [*right[:3], "nothing", "The answer to this one is 4"],
+                               lowercase=True)  # fmt: skip
+    assert some["test"]["exact_match"] == 0.6
+    assert 0 < some["test"]["bleu"] < 100
+    assert "case:lc" in some["sacrebleu"]
+    assert [entry["source"] for entry in some["worst"]] == ["q3", "q4"]  # the worst first
+    assert "nothing" in capsys.readouterr().out
+
+
+def test_the_average_is_the_mean_of_the_last_weights(run, capsys):
+    workdir = Workdir(run)
+    config = from_json(Config, workdir.config()["config"])
+    session = Session.start(build(config), config)
+    steps = sorted(int(p.name) for p in workdir.checkpoints.iterdir() if p.name.isdecimal())
+    assert len(steps) > 2
+    weights = [newest(session, workdir, step).weights for step in steps[-2:]]
+    expected = jax.tree.map(lambda a, b: (np.asarray(a) + np.asarray(b)) / 2, *weights)
+    mean = averaged(session, workdir, 2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mean.weights, expected)
+    with pytest.raises(UserError, match="--last 99: there are checkpoints of"):
+        averaged(session, workdir, 99)
+    before = load_interpreter(run).params
+    main("average", "--workdir", run, "--last", 2)
+    assert "mean of 2 checkpoints: test bleu" in capsys.readouterr().out
+    exported = load_interpreter(run).params
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), exported, mean.weights)
+    assert any(map(lambda a, b: (a != b).any(), *map(jax.tree.leaves, (exported, before))))
+
+
+def test_translate_prints_a_line_a_text(run, capsys):
+    capsys.readouterr()
+    main("translate", "--workdir", run, "--beam", 2, "eins zwei", "drei")
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("translate",), "needs a sentence"),
+        (("translate", " "), "needs a sentence"),
+        (("translate", "x", "--beam", "0"), "--beam must be at least 1"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(arguments, told, run, capsys):
+    verb, *rest = arguments
+    with pytest.raises(SystemExit) as leaving:
+        main(verb, "--workdir", run, *rest)
+    assert leaving.value.code == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert told in error[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"vocabulary": 100}, "--vocabulary must be above 259"),
+        ({"length": 1}, "--length must be above 1"),
+        ({"beam": 0}, "--beam must be above 0"),
+        ({"width": 20, "heads": 4}, "--width must be a multiple of 2 x --heads, 8"),
+        ({"label_smoothing": 1.0}, "--label-smoothing must lie in"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(changes, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        dataclasses.replace(PRESETS["dates"], **changes)
+
+
+def test_files_are_needed_and_have_to_fit(files, tmp_path, capsys):
+    with pytest.raises(UserError, match="--source FILE and --target FILE"):
+        build(Config(pairs="files"))
+    with pytest.raises(UserError, match="no training pair fits --length 2"):
+        build(Config(pairs="files", source=files[1], target=files[3], length=2))
+    capsys.readouterr()
+    experiment = build(Config(pairs="files", source=files[1], target=files[3], length=11))
+    assert "training pairs have 11 tokens or more: left out" in capsys.readouterr().out
+    assert 0 < experiment.train.pairs < 540
+    assert experiment.test.pairs == 30  # those tested on are all there, however long

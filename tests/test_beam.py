@@ -1,0 +1,89 @@
+"""Laws of beam search, on a network that is a table: the next token depends on the last two."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdl.beam import beam_search, length_penalty
+from jaxdl.decode import generate, row_keys
+from jaxdl.sampling import greedy
+
+V, STOP, LIMIT, B = 5, 1, 4, 3
+
+
+def markov(table, carry, tokens):
+    logits = table[carry["row"], carry["last"], tokens]
+    return {"row": carry["row"], "last": tokens}, logits
+
+
+@pytest.fixture(scope="module")
+def table():
+    # Different rows have different networks, so a row that is mistaken for another is noticed.
+    return jnp.asarray(np.random.default_rng(3).normal(0, 1.5, (B, V, V, V)), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def step(table):
+    return jax.tree_util.Partial(markov, table)
+
+
+def carry_of(rows):
+    return {"row": jnp.array(rows), "last": jnp.zeros(len(rows), jnp.int32)}
+
+
+def first(count):
+    return jnp.full(count, 2, jnp.int32)
+
+
+def every_sequence(table, row):
+    """All sequences that end, or have the limit's length, with their log-probabilities."""
+    logprobs = np.asarray(jax.nn.log_softmax(table[row]))
+    for length in range(1, LIMIT + 1):
+        for sequence in itertools.product(range(V), repeat=length):
+            if STOP in sequence[:-1] or (sequence[-1] != STOP and length < LIMIT):
+                continue
+            before = (0, 2, *sequence)
+            terms = [logprobs[before[i], before[i + 1], t] for i, t in enumerate(sequence)]
+            yield sequence, sum(terms)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6])
+def test_a_beam_as_wide_as_the_tree_finds_the_best_sequences(table, step, alpha):
+    wide = 4 * V**3  # so many beginnings can be alive
+    found = beam_search(step, carry_of(range(B)), first(B), beams=wide, limit=LIMIT, stop=STOP,
+                        alpha=alpha)  # fmt: skip
+    for row in range(B):
+        ranked = sorted(((log / float(length_penalty(jnp.array(len(s)), alpha)), s)
+                         for s, log in every_sequence(table, row)), reverse=True)  # fmt: skip
+        for place, (score, sequence) in enumerate(ranked[:20]):
+            assert found.scores[row, place] == pytest.approx(score, abs=1e-4)
+            assert found.lengths[row, place] == len(sequence)
+            expected = [*sequence, *[0] * (LIMIT - len(sequence))]
+            assert found.tokens[row, place].tolist() == expected
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6])
+def test_one_beam_is_greedy(step, alpha):
+    found = beam_search(step, carry_of(range(B)), first(B), beams=1, limit=LIMIT, stop=STOP,
+                        alpha=alpha)  # fmt: skip
+    drawn = generate(step, carry_of(range(B)), first(B)[:, None], jnp.ones(B, jnp.int32),
+                     row_keys(jax.random.key(0), B), sampler=greedy, limit=LIMIT,
+                     stop=(STOP,))  # fmt: skip
+    np.testing.assert_array_equal(found.tokens[:, 0], drawn.tokens)
+    np.testing.assert_array_equal(found.lengths[:, 0], drawn.lengths)
+    log = drawn.logprobs.sum(1) / length_penalty(drawn.lengths, alpha)
+    np.testing.assert_allclose(found.scores[:, 0], log, rtol=1e-5)
+
+
+def test_a_batch_gives_what_its_rows_give_one_by_one(step):
+    options = {"beams": 3, "limit": LIMIT, "stop": STOP}
+    together = beam_search(step, carry_of(range(B)), first(B), **options)
+    for row in range(B):
+        alone = beam_search(step, carry_of([row]), first(1), **options)
+        np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
+        np.testing.assert_allclose(together.scores[row], alone.scores[0], rtol=1e-6)
+    assert len({together.tokens[row].tobytes() for row in range(B)}) == B
+    assert (np.diff(together.scores) <= 0).all()
