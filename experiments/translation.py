@@ -19,7 +19,7 @@ from jaxdl.data.pair_pipeline import joint_bpe
 from jaxdl.keys import derive
 from jaxdl.losses import softmax_cross_entropy
 from jaxdl.metrics import Mean, correct
-from jaxdl.models import Translator
+from jaxdl.models import EncoderDecoder
 from jaxdl.models.apply import apply, initialise
 from jaxdl.run import averaging
 from jaxdl.run.cli import Script
@@ -83,9 +83,9 @@ PRESETS = {
 }
 
 
-def make_model(config: Config, vocabulary: int) -> Translator:
+def make_model(config: Config, vocabulary: int) -> EncoderDecoder:
     """Makes the config's network."""
-    return Translator(
+    return EncoderDecoder(
         vocabulary, width=config.width, layers=config.layers, heads=config.heads,
         dropout=config.dropout, dtype=config.dtype,
     )  # fmt: skip

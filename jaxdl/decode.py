@@ -11,8 +11,8 @@ tokens so far, so a ragged batch gives what its rows give one by one, whatever s
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,6 +25,9 @@ from jaxdl.keys import derive
 from jaxdl.rows import choose_rows
 from jaxdl.sampling import Sampler
 from jaxdl.types import Key, PyTree, Step
+
+# (carry, prompts [b s], lengths [b]) -> (carry, logits [b v]): reads a ragged batch of prompts.
+Reader = Callable[[PyTree, Array, Array], tuple[PyTree, Array]]
 
 
 class Generated(NamedTuple):
@@ -130,7 +133,7 @@ def advance(
     return state, out
 
 
-@functools.partial(jax.jit, static_argnames=("sampler", "limit", "stop"))
+@partial(jax.jit, static_argnames=("sampler", "limit", "stop"))
 def generate(
     step: Step,
     carry: PyTree,
@@ -138,6 +141,7 @@ def generate(
     lengths: Int[Array, " b"],
     keys: Key,
     *,
+    read: Reader | None = None,
     sampler: Sampler,
     limit: int,
     stop: tuple[int, ...] = (),
@@ -155,11 +159,14 @@ def generate(
       prompts: left aligned.
       lengths: how much of each row is prompt, at least 1.
       keys: one a row, as `row_keys` makes them.
+      read: what reads the prompts at once, a `jax.tree_util.Partial` too; token by token
+        (`prefill`) if not given.
       sampler: `greedy`, or a `Sample`; see `jaxdl.sampling`.
       limit: most tokens to draw a row.
       stop: tokens that end a row.
     """
-    state = begin(*prefill(step, carry, prompts, lengths), keys)
+    read = partial(prefill, step) if read is None else read
+    state = begin(*read(carry, prompts, lengths), keys)
     return advance(step, state, sampler=sampler, size=limit, stop=stop)[1]
 
 

@@ -1,16 +1,18 @@
 """Networks, and nothing but networks: Flax modules with typed shapes and no hidden state."""
 
 from jaxdl.models.cnn import ReferenceCNN, ResidualCNN
+from jaxdl.models.encoder_decoder import EncoderDecoder
 from jaxdl.models.mlp import MLP
 from jaxdl.models.rnn import RecurrentLM, SequenceClassifier, SequenceTagger
-from jaxdl.models.translator import Translator
+from jaxdl.models.transformer import TransformerLM
 
 __all__ = [
     "MLP",
+    "EncoderDecoder",
     "RecurrentLM",
     "ReferenceCNN",
     "ResidualCNN",
     "SequenceClassifier",
     "SequenceTagger",
-    "Translator",
+    "TransformerLM",
 ]

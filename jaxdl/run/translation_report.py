@@ -28,7 +28,7 @@ def report_translations(
     translations that are the reference, character by character. The worst are those of the lowest
     BLEU of their own, smoothed, that do not match.
     """
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     references = [pair.target for pair in pairs]
     metric = BLEU(lowercase=lowercase)
@@ -69,7 +69,8 @@ def attention_map(
     heard, said = (tokenizer.encode(text).tolist() for text in (source, target))
     inputs = jnp.array([[*heard, end]]), jnp.array([[begin, *said]])
     _, sown = model.apply({"params": params}, *inputs, train=False, mutable=["intermediates"])
-    (weights,) = sown["intermediates"][f"decoder_{model.layers - 1}"]["across"]["weights"]
+    last = sown["intermediates"]["decoder"][f"blocks_{model.layers - 1}"]
+    (weights,) = last["cross"]["weights"]
     pieces = [[*(tokenizer.decode([token]) for token in side), END] for side in (heard, said)]
     return pieces[0], pieces[1], np.asarray(weights[0]).mean(0)
 

@@ -182,7 +182,7 @@ def test_the_latest_and_the_best_checkpoint_are_kept_when_the_metric_worsens(tmp
     def worsening(*_, **__):
         return lambda state, **_: {"loss": 1.0, "accuracy": 1 - int(state.step) / 100}
 
-    monkeypatch.setattr("jaxdl.run.train.evaluator", worsening)
+    monkeypatch.setattr("jaxdl.run.experiment.evaluator", worsening)
     main(*TINY, "--keep", 1, "--save-minutes", 9, "--workdir", tmp_path)
     assert saved_steps(tmp_path) == [10, STEPS]
 

@@ -162,8 +162,12 @@ def test_files_are_needed_and_have_to_fit(files, tmp_path, capsys):
         build(Config(pairs="files"))
     with pytest.raises(UserError, match="no training pair fits --length 2"):
         build(Config(pairs="files", source=files[1], target=files[3], length=2))
+    longer = tmp_path / "longer.de"
+    lines = files[1].read_text().splitlines()
+    longer.write_text("".join(f"{' '.join([line] * (1 + n % 3 * 2))}\n"
+                              for n, line in enumerate(lines)))  # fmt: skip
     capsys.readouterr()
-    experiment = build(Config(pairs="files", source=files[1], target=files[3], length=11))
+    experiment = build(Config(pairs="files", source=longer, target=files[3], length=11))
     assert "training pairs have 11 tokens or more: left out" in capsys.readouterr().out
     assert 0 < experiment.train.pairs < 540
     assert experiment.test.pairs == 30  # those tested on are all there, however long

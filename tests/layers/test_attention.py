@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl.layers.packed_attention import KeysValues, attend, places, sinusoids
+from jaxdl.layers.attention import KeysValues, attend
+from jaxdl.layers.embed import places, sinusoids
 
 
 def test_attention_is_a_softmax_of_what_the_mask_leaves():

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from jaxdl.data.packing import first_fit, lay_out
-from jaxdl.models import Translator
+from jaxdl.models import EncoderDecoder
 from jaxdl.models.apply import initialise
 
 V, LENGTHS = 23, ((5, 3), (2, 7), (4, 4), (7, 2), (3, 5))
-MODEL = Translator(V, width=16, layers=2, heads=2, dropout=0.2)
+MODEL = EncoderDecoder(V, width=16, layers=2, heads=2, dropout=0.2)
 
 
 @pytest.fixture(scope="module")

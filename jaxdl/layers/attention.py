@@ -1,0 +1,154 @@
+"""Attention (Vaswani et al. 2017, arXiv:1706.03762).
+
+    softmax(q k^T / sqrt(k)) v
+
+A query looks through a memory of keys and values, as far as a mask lets it. The memory may be of
+the tokens themselves, of another sequence, or of all tokens so far (a cache). Rows may be packed:
+segments 1, 2, ... tell which tokens belong together, and 0 is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Initializer
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdl.layers.dropout import Dropout
+from jaxdl.layers.embed import rotate
+
+
+class KeysValues(NamedTuple):
+    """What a query looks through, by head: m heads, of which n / m heads of queries share one."""
+
+    keys: Float[Array, "b s m k"]
+    values: Float[Array, "b s m k"]
+
+
+def attend(
+    queries: Float[Array, "b t n k"],
+    memory: KeysValues,
+    mask: Bool[Array, "#b t s"],
+    *,
+    drop: Callable[[Array], Array] = lambda weights: weights,
+) -> tuple[Float[Array, "b t n k"], Float[Array, "b n t s"]]:
+    """Computes softmax(q k^T / sqrt(k)) v where the mask is true, and the weights; in float32.
+
+    Where all of a query's mask is false its weights are uniform, and mean nothing. With fewer
+    heads in the memory each serves a group of queries (Ainslie et al. 2023, arXiv:2305.13245).
+    `drop` is applied to the weights on their way to the values.
+    """
+    b, t, n, k = queries.shape
+    m = memory.keys.shape[2]
+    grouped = queries.reshape(b, t, m, n // m, k)
+    scores = jnp.einsum("btmgk,bsmk->bmgts", grouped, memory.keys).astype(jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores / k**0.5, -1e30)
+    weights = jax.nn.softmax(scores)
+    values = memory.values
+    y = jnp.einsum("bmgts,bsmk->btmgk", drop(weights).astype(values.dtype), values)
+    return y.reshape(b, t, n, k), weights.reshape(b, n, t, -1)
+
+
+def fused_serves(queries: Float[Array, "b t n k"]) -> bool:
+    """Tells whether cuDNN's fused attention takes these: 16-bit heads of 8 to 128 units, on a GPU.
+
+    It keeps no weights, so memory does not grow with t s.
+    """
+    k = queries.shape[-1]
+    return jax.default_backend() == "gpu" and queries.dtype.itemsize == 2 and k % 8 == 0 and k < 129
+
+
+def causal(t: int) -> Bool[Array, "1 t t"]:
+    """Makes the mask under which a token sees itself and what came before it."""
+    at = jnp.arange(t)
+    return (at[:, None] >= at[None])[None]
+
+
+def same_segment(queries: Int[Array, "b t"], keys: Int[Array, "b s"]) -> Bool[Array, "b t s"]:
+    """Makes the mask under which a token sees its own segment alone."""
+    return queries[:, :, None] == keys[:, None]
+
+
+class Attention(nn.Module):
+    """Multi-head attention; `remember` makes keys and values of what is to be looked through.
+
+    Kernels are (d, n k), and (n k, d) on the way out. Of rotary positions both methods are told
+    where their tokens stand.
+    """
+
+    width: int
+    heads: int
+    kv_heads: int | None = None  # heads of the memory, as many if not given
+    bias: bool = True
+    normalise: bool = False  # queries and keys, by head (Henry et al. 2020, arXiv:2010.04245)
+    rotary: bool = False
+    dropout: float = 0.0  # of the weights
+    kernel_init: Initializer = nn.linear.default_kernel_init
+    out_kernel_init: Initializer = nn.linear.default_kernel_init
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        """Makes the layers."""
+        m = self.kv_heads or self.heads
+        if self.width % self.heads or (self.rotary and self.width // self.heads % 2):
+            what = f"{self.heads} heads" + (" of even width" if self.rotary else "")
+            raise ValueError(f"a width of {self.width} does not split over {what}")
+        if self.heads % m:
+            raise ValueError(f"{self.heads} heads do not share {m} heads of keys and values evenly")
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense = partial(nn.Dense, use_bias=self.bias, kernel_init=self.kernel_init, **dtypes)
+        wide = m * (self.width // self.heads)
+        self.query, self.key, self.value = dense(self.width), dense(wide), dense(wide)
+        self.out = dense(self.width, kernel_init=self.out_kernel_init)
+        if self.normalise:
+            self.query_norm, self.key_norm = nn.RMSNorm(**dtypes), nn.RMSNorm(**dtypes)
+        self.drop = Dropout(self.dropout)
+
+    def remember(
+        self, x: Float[Array, "b s d"], positions: Int[Array, "#b s"] | None = None
+    ) -> KeysValues:
+        """Projects x to keys and values."""
+        keys, values = self._split(self.key(x)), self._split(self.value(x))
+        keys = self.key_norm(keys) if self.normalise else keys
+        return KeysValues(self._turn(keys, positions), values)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        memory: KeysValues,
+        mask: Bool[Array, "#b t s"],
+        positions: Int[Array, "#b t"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b t d"]:
+        """Attends from x to memory; the weights are sown under "weights"."""
+        queries = self._split(self.query(x))
+        queries = self.query_norm(queries) if self.normalise else queries
+        queries = self._turn(queries, positions)
+        wanted = self.is_mutable_collection("intermediates") or (train and self.dropout > 0)
+        if fused_serves(queries) and not wanted:
+            mask = jnp.broadcast_to(mask[:, None], (len(x), 1, *mask.shape[1:]))
+            fused = jax.nn.dot_product_attention
+            y = fused(queries, *memory, mask=mask, implementation="cudnn")
+        else:
+            drop = lambda weights: self.drop(weights, train=train)  # noqa: E731
+            y, weights = attend(queries, memory, mask, drop=drop)
+            self.sow("intermediates", "weights", weights)
+        return self.out(y.reshape(x.shape))
+
+    def _split(self, x: Float[Array, "b t d"]) -> Float[Array, "b t n k"]:
+        return x.reshape(*x.shape[:2], -1, self.width // self.heads)
+
+    def _turn(self, x: Float[Array, "b t n k"], positions: Array | None) -> Array:
+        if not self.rotary:
+            return x
+        if positions is None:
+            raise ValueError("rotary attention has to be told where its tokens stand")
+        return rotate(x, positions)

@@ -1,0 +1,41 @@
+"""Where a token stands, told to a network that would not know: positional encodings.
+
+Sinusoids are added to embeddings, learned positions too (an `nn.Embed` of their own); rotary ones
+turn queries and keys within attention.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def places(segments: Int[Array, "b t"]) -> Int[Array, "b t"]:
+    """Numbers the tokens of each segment from 0."""
+    at = jnp.arange(segments.shape[1])[None]
+    begins = segments != jnp.pad(segments, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    return at - jax.lax.cummax(jnp.where(begins, at, 0), axis=1)
+
+
+def sinusoids(positions: Int[Array, "*b t"], width: int) -> Float[Array, "*b t d"]:
+    """Computes sin and cos of positions / 10000^(2i / d) (section 3.5), the sines first."""
+    angles = _angles(positions, width)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def rotate(x: Float[Array, "b t n k"], positions: Int[Array, "#b t"]) -> Float[Array, "b t n k"]:
+    """Turns each pair (x_i, x_(i + k/2)) by positions / 10000^(2i / k); float32 within.
+
+    Products of queries and keys then depend on how far apart they stand, and on nothing else of
+    where (Su et al. 2021, equation 34, arXiv:2104.09864).
+    """
+    angles = _angles(positions, x.shape[-1])[:, :, None]
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def _angles(positions: Int[Array, "*b t"], width: int) -> Float[Array, "*b t _"]:
+    rates = 10_000.0 ** (-jnp.arange(width // 2) / (width // 2))
+    return positions[..., None] * rates.reshape((1,) * positions.ndim + rates.shape)

@@ -1,0 +1,127 @@
+"""Blocks and stacks: a scan is a loop, remat is none, post is post; the MLP by its formula."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdl.layers.attention import causal
+from jaxdl.layers.block import Block, FeedForward, Stack, make_norm, unstack
+from jaxdl.layers.embed import rotate
+
+B, T, S, D, L = 2, 5, 3, 8, 3
+X = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, D)), jnp.float32)
+SOURCE = jnp.asarray(np.random.default_rng(1).normal(size=(B, S, D)), jnp.float32)
+MODERN = {"norm": "rms", "activation": "swiglu", "bias": False, "normalise": True, "rotary": True}
+
+
+def stack(**options):
+    block = partial(Block, D, 2, 12, across=True, **options.pop("block", {}))
+    return Stack(L, block, partial(make_norm, "layer"), **options)
+
+
+def total(model):
+    """Makes a scalar of all that a stack computes, for its value and its gradient."""
+
+    def run(params, x, source):
+        def both(model, x, source):
+            sources = model.remember(source)
+            seen = jnp.ones((1, T, S), bool)
+            positions = jnp.arange(T)[None]
+            return model(x, causal(T), positions=positions, sources=sources, source_mask=seen,
+                         train=False)[0]  # fmt: skip
+
+        y = model.apply({"params": params}, x, source, method=both)
+        return (y * jnp.sin(jnp.arange(y.size).reshape(y.shape))).sum()
+
+    return jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2)))
+
+
+def params_of(model, key=0):
+    def both(model, x, source):
+        return model(x, causal(T), positions=jnp.arange(T)[None], sources=model.remember(source),
+                     source_mask=jnp.ones((1, T, S), bool), train=False)  # fmt: skip
+
+    return jax.jit(partial(model.init, method=both))(jax.random.key(key), X, SOURCE)["params"]
+
+
+@pytest.mark.parametrize("block", [{}, {"post_norm": True}, MODERN], ids=["pre", "post", "modern"])
+def test_scan_is_the_loop_and_remat_changes_nothing(block):
+    scanned = stack(scan=True, block=block)
+    stacked = params_of(scanned)
+    blocks = unstack(stacked["blocks"], L)
+    assert not np.array_equal(*(b["mlp"]["up"]["kernel"] for b in blocks[:2]))
+    looped = {"norm": stacked["norm"], **{f"blocks_{i}": b for i, b in enumerate(blocks)}}
+    value, (of_params, *of_inputs) = total(stack(block=block))(looped, X, SOURCE)
+    for model in (scanned, stack(scan=True, remat=True, block=block)):
+        same, (of_stacked, *rest) = total(model)(stacked, X, SOURCE)
+        taken = unstack(of_stacked["blocks"], L)
+        ours = {"norm": of_stacked["norm"], **{f"blocks_{i}": b for i, b in enumerate(taken)}}
+        for a, b in zip(*map(jax.tree.leaves, ((same, ours, rest), (value, of_params, of_inputs))),
+                        strict=True):  # fmt: skip
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    again = total(stack(remat=True, block=block))(looped, X, SOURCE)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+        again, (value, (of_params, *of_inputs)),
+    )  # fmt: skip
+
+
+def test_remat_keeps_less_and_a_scan_compiles_one_block():
+    long = jnp.zeros((4, 64, D))
+
+    def temporaries(**options):
+        model = Stack(6, partial(Block, D, 2, 32), **options)
+        params = model.init(jax.random.key(0), long, causal(64), train=False)
+        run = lambda p: (model.apply(p, long, causal(64), train=True)[0] ** 2).sum()  # noqa: E731
+        compiled = jax.jit(jax.grad(run)).lower(params).compile()
+        return compiled.memory_analysis().temp_size_in_bytes, len(compiled.as_text())
+
+    plain, remat, scanned = temporaries(), temporaries(remat=True), temporaries(scan=True)
+    assert remat[0] < 0.7 * plain[0]
+    assert scanned[1] < 0.5 * plain[1]
+
+
+def test_a_post_normalised_block_is_as_the_paper_writes_it():
+    block = Block(D, 2, 12, post_norm=True)
+    params = block.init(jax.random.key(0), X, causal(T), train=False)["params"]
+    y, _ = block.apply({"params": params}, X, causal(T), train=False)
+
+    def parts(block, x):
+        x = block.attention_norm(x + block.attention(x, block.attention.remember(x), causal(T)))
+        return block.mlp_norm(x + block.mlp(x))
+
+    np.testing.assert_allclose(y, block.apply({"params": params}, X, method=parts), atol=1e-6)
+    np.testing.assert_allclose(np.asarray(y).mean(-1), 0, atol=1e-5)
+
+
+def test_swiglu_is_its_formula():
+    mlp = FeedForward(D, 12, "swiglu")
+    params = mlp.init(jax.random.key(0), X)["params"]
+    x = np.asarray(X)
+    weights = jax.tree.map(np.asarray, params)
+    up, gate = (x @ weights[n]["kernel"] + weights[n]["bias"] for n in ("up", "gate"))
+    hidden = up * gate / (1 + np.exp(-gate))
+    expected = hidden @ weights["down"]["kernel"] + weights["down"]["bias"]
+    np.testing.assert_allclose(mlp.apply({"params": params}, X), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_products_of_rotated_vectors_depend_on_their_distance_alone():
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 6)), jnp.float32) for _ in range(2))
+    at = lambda x, p: rotate(x, jnp.full((1, 1), p, jnp.int32))[0, 0, 0]  # noqa: E731
+    near, far, other = ((at(q, 3 + o) * at(k, o)).sum() for o in (0, 50, 0))
+    np.testing.assert_allclose(near, far, rtol=1e-4)
+    assert abs(near - (at(q, 4) * at(k, 0)).sum()) > 1e-3
+    np.testing.assert_allclose(jnp.linalg.norm(at(q, 9)), jnp.linalg.norm(q), rtol=1e-5)
+    assert near == other
+
+
+def test_rms_normalisation_is_its_formula():
+    norm = make_norm("rms")
+    params = {"scale": jnp.arange(1.0, D + 1)}
+    x = np.asarray(X)
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * np.arange(1, D + 1)
+    np.testing.assert_allclose(norm.apply({"params": params}, X), expected, rtol=1e-5)
