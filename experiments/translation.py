@@ -3,7 +3,6 @@
 python -m experiments.translation              # dates in 27 languages -> ISO: 99.5% in 5 minutes
 python -m experiments.translation multi30k-de-en --manual-dir FOLDER
 python -m experiments.translation files --source A.de --target A.en --workdir runs/mine
-python -m experiments.translation questions    # sums and days, or --questions FILE.jsonl
 python -m experiments.translation translate --workdir RUN --beam 4 "jeudi 4 mars 2021"
 python -m experiments.translation average --workdir RUN --last 5
 """
@@ -79,7 +78,6 @@ PRESETS = {
         DE_EN, pairs="multi30k-en-de", width=128, layers=4, heads=4, epochs=30, learning_rate=5e-3
     ),
     "files": dataclasses.replace(DE_EN, pairs="files", lowercase=False),
-    "questions": dataclasses.replace(DATES, pairs="questions", epochs=8),
 }
 
 

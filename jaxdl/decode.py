@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,30 @@ def pad_prompts(
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
     return jnp.array(tokens), jnp.array(lengths)
+
+
+def in_batches(
+    prompts: Sequence[Int[np.ndarray, " _"]],
+    write: Callable[[Array, Array], Array],
+    *,
+    batch_size: int,
+) -> list[Int[np.ndarray, " t"]]:
+    """Calls `write(tokens [b s], lengths [b]) -> tokens [b t]` on prompts of like length together.
+
+    Results come in the order of the prompts. Longest first and padded to a multiple of 16, batches
+    have few shapes and next to no padding; the last one is filled up, so that the program that
+    serves it is there already.
+    """
+    results: list[Any] = [None] * len(prompts)
+    order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
+    size = min(batch_size, len(prompts))
+    for at in range(0, len(order), batch_size):
+        numbers = order[at : at + batch_size].tolist()
+        rows = [prompts[i] for i in numbers]
+        written = write(*pad_prompts(rows + rows[-1:] * (size - len(rows))))
+        for i, row in zip(numbers, np.asarray(written), strict=False):
+            results[i] = row
+    return results
 
 
 def row_keys(key: Key, b: int) -> Key:

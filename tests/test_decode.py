@@ -1,6 +1,7 @@
 """Laws of decoding: rows are independent, chunks are the whole, and a key decides everything."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from jaxdl.decode import (
     advance,
     begin,
     generate,
+    in_batches,
     pad_prompts,
     prefill,
     row_keys,
@@ -203,3 +205,19 @@ def test_a_carry_without_rows_is_refused(step):
 
     with pytest.raises(ValueError, match="a leaf has shape"):
         prefill(stateful, jnp.int32(0), tokens, lengths)
+
+
+def test_batches_hold_every_prompt_once_with_those_of_like_length():
+    rng = np.random.default_rng(0)
+    prompts = [np.full(n, i + 1, np.int32) for i, n in enumerate(rng.integers(1, 60, 21))]
+    seen = []
+
+    def write(tokens, lengths):
+        seen.append(np.asarray(lengths))
+        assert (np.asarray(tokens > 0).sum(1) == lengths).all()
+        return tokens[:, :1]
+
+    written = in_batches(prompts, write, batch_size=8)
+    assert [row.tolist() for row in written] == [[i + 1] for i in range(21)]
+    assert [len(lengths) for lengths in seen] == [8, 8, 8]  # the last one filled up
+    assert all(a.min() >= b.max() for a, b in itertools.pairwise(seen))

@@ -80,7 +80,18 @@ def test_the_network_of_every_language_preset_is_built(preset):
     init = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), tokens, train=False))
     (logits, carry), _ = init
     assert logits.shape == (2, 9, 70)
-    assert len(carry) == config.layers
+    assert carry is None or len(carry) == config.layers
+
+
+@pytest.mark.slow
+def test_sums_and_days_are_asked_for(tmp_path):
+    language_modeling.SCRIPT.main(
+        ["questions", "--epochs", "0.01", "--warmup", "1", "--workdir", str(tmp_path)]
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["dataset"] == "questions"
+    assert set(report["test"]) == {"loss", "accuracy", "exact_match"}
+    assert (tmp_path / "figures" / "attention.png").exists()
 
 
 @pytest.mark.slow

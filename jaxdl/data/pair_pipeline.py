@@ -125,15 +125,3 @@ class PackedPairs(Resident):
         counts = rows.pop("mask", jnp.ones(rows["tokens"].shape[0], bool))
         rows = {name: array.astype(jnp.int32) for name, array in rows.items()}
         return rows | {"mask": counts[:, None] & (rows["segments"] > 0)}
-
-
-def buckets(
-    sources: Sequence[Int[np.ndarray, " _"]], batch_size: int
-) -> list[Int[np.ndarray, " b"]]:
-    """Numbers the sources by batches of similar lengths, longest first: what to translate together.
-
-    Every source is in one batch. Padded to a multiple of 16 (`jaxdl.decode.pad_prompts`), batches
-    have few shapes, and next to no padding.
-    """
-    order = np.argsort([-len(source) for source in sources], kind="stable")
-    return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]

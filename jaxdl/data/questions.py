@@ -102,6 +102,12 @@ def question_prompt(
     return np.append(tokens, np.int32(specials[BEGIN])).astype(np.int32)
 
 
+def fitting_questions(encoded: Encoded, length: int) -> Encoded:
+    """Leaves out what a row of `length` does not hold: the question, its "<s>", and the answer."""
+    kept = [pair for pair in zip(*encoded, strict=True) if sum(map(len, pair)) < length]
+    return Encoded([question for question, _ in kept], [answer for _, answer in kept])
+
+
 class PackedQuestions(Resident):
     """Packed rows "question <s> answer </s>" for a causal language model; all int32 but the mask.
 
@@ -140,6 +146,7 @@ class PackedQuestions(Resident):
         )  # fmt: skip
         self.length = length
         self.pairs = len(pairs)
+        self.filled = float((segments > 0).mean())  # the share of places that a token stands in
 
     def assemble(self, arrays: Mapping[str, Array], batch: Mapping[str, Array]) -> Batch:
         """Takes rows out of the arrays and says what counts; pure, for the compiled step."""

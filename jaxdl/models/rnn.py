@@ -35,17 +35,23 @@ class RecurrentLM(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "b t"], carry: StackCarry | None = None, *, train: bool
+        self,
+        tokens: Int[Array, "b t"],
+        carry: StackCarry | None = None,
+        *,
+        lengths: Int[Array, " b"] | None = None,
+        train: bool,
     ) -> tuple[Float[Array, "b t v"], StackCarry]:
         """Returns logits, float32, of the token after each, and the carry after the last one.
 
-        Logits at t depend on tokens up to t. While training it draws from the rng "dropout".
+        Logits at t depend on tokens up to t; past a row's length, if given, they mean nothing.
+        While training it draws from the rng "dropout".
         """
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         embed = nn.Embed(self.vocabulary, self.width, name="embed", **dtypes)
         drop = Dropout(self.dropout, (1,) if self.variational else ())
         stack = _stack(self, bidirectional=False)
-        x, carry = stack(drop(embed(tokens), train=train), carry, train=train)
+        x, carry = stack(drop(embed(tokens), train=train), carry, lengths=lengths, train=train)
         x = drop(x, train=train)
         if not self.tied:
             logits = nn.Dense(self.vocabulary, name="output", **dtypes)(x)
@@ -55,19 +61,44 @@ class RecurrentLM(nn.Module):
             logits = embed.attend(x) + bias.astype(x.dtype)[None, None]
         return logits.astype(jnp.float32), carry
 
+    @property
+    def limit(self) -> None:
+        """Most tokens that it sees at once: there is no limit."""
+
     @nn.nowrap
     def initial_carry(self, b: int) -> StackCarry:
         """Returns the carry before the first token: zeros, each leaf [b h]."""
         return _stack(self, bidirectional=False).initial_carry(b)
 
     @nn.nowrap
+    def extend(
+        self, params: Params, carry: StackCarry, tokens: Int[Array, "b t"]
+    ) -> tuple[StackCarry, Float[Array, "b t v"]]:
+        """Reads t more tokens a row: the carry, and logits after each."""
+        result: Any = self.apply({"params": params}, tokens, carry, train=False)
+        logits, carry = result
+        return carry, logits
+
+    @nn.nowrap
     def step(
         self, params: Params, carry: StackCarry, tokens: Int[Array, " b"]
     ) -> tuple[StackCarry, Float[Array, "b v"]]:
         """Reads one token a row: with the parameters bound, a `Step` for `jaxdl.decode`."""
-        result: Any = self.apply({"params": params}, tokens[:, None], carry, train=False)
-        logits, carry = result
+        carry, logits = self.extend(params, carry, tokens[:, None])
         return carry, logits[:, 0]
+
+    @nn.nowrap
+    def read(
+        self,
+        params: Params,
+        carry: StackCarry,
+        tokens: Int[Array, "b s"],
+        lengths: Int[Array, " b"],
+    ) -> tuple[StackCarry, Float[Array, "b v"]]:
+        """Reads a ragged batch at once, as `step` would token by token: carry, and last logits."""
+        result: Any = self.apply({"params": params}, tokens, carry, lengths=lengths, train=False)
+        logits, carry = result
+        return carry, jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
 
 
 class SequenceReader(nn.Module):

@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxdl.data.codec import Tokenizer
 from jaxdl.layers.recurrent import hidden
 from jaxdl.models import RecurrentLM
 from jaxdl.run.report import new_figure
@@ -38,6 +40,16 @@ def slow_units(activations: Float[np.ndarray, "t h"], count: int) -> Int[np.ndar
     centred = activations - activations.mean(0)
     covariance = (centred[1:] * centred[:-1]).mean(0)
     return np.argsort(-covariance, kind="stable")[:count]
+
+
+def draw_held_out(
+    model: RecurrentLM, params: Params, tokenizer: Tokenizer, text: str, path: Path
+) -> None:
+    """Draws what three slow units of the last layer do over the beginning of a text."""
+    tokens = tokenizer.encode(text)[:400]
+    activations = np.asarray(unit_activations(model, params, jnp.asarray(tokens)))
+    pieces = [tokenizer.decode([token]) for token in tokens.tolist()]
+    draw_activations(pieces, activations[:, slow_units(activations, 3)], path)
 
 
 def draw_activations(

@@ -1,15 +1,16 @@
-"""What every experiment on the language of one text shares: the text, its tokens, its report."""
+"""What a language model is trained on and judged by: the options, and the corpus of one text."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxdl.data.bpe import BPETokenizer
 from jaxdl.data.codec import Tokenizer
@@ -22,6 +23,8 @@ from jaxdl.errors import UserError
 from jaxdl.metrics import Mean, Metrics
 from jaxdl.run.config import RunConfig, operational
 from jaxdl.run.progress import say
+from jaxdl.run.writing import Writer, write_sample
+from jaxdl.types import Batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,9 +32,11 @@ class LanguageConfig(RunConfig):
     """Options of every experiment on the language of one text."""
 
     corpus: str = "stdlib"
-    """stdlib (the source of Python's own library), file, or a TFDS dataset: tiny_shakespeare."""
+    """stdlib (the source of Python's own library), file, questions (sums, differences, days near
+    others), or a TFDS dataset: tiny_shakespeare."""
     file: Path | None = None
-    """For the corpus "file": a text in UTF-8; its last tenth is held out."""
+    """For the corpus "file", a text in UTF-8, whose last tenth is held out. For "questions", your
+    own, {"prompt": TEXT, "answer": TEXT} a line."""
     validation_file: Path | None = None
     """Hold this text out instead, and train on the whole of --file."""
     data_dir: Path | None = operational(None)
@@ -49,15 +54,60 @@ class LanguageConfig(RunConfig):
     """Tokens a window, or of each stream in a batch."""
     context: int = 32
     """Tokens that evaluation reads before those that count, of a window or a stream."""
+    prompt: str = operational("\n")
+    """What the samples begin with that are written at every evaluation."""
+    sample: int = operational(400)
+    """Tokens of such a sample."""
 
     def __post_init__(self) -> None:
         """Refuses numbers that cannot be meant."""
         super().__post_init__()
         self._require(self.length > 0, "length", "must be above 0")
-        most = self.length if self.feed == "windows" else math.inf
-        self._require(0 <= self.context < most, "context", "must lie in [0, length)")
+        self._require(self.sample > 0, "sample", "must be above 0")
+        if self.corpus != "questions":
+            most = self.length if self.feed == "windows" else math.inf
+            self._require(0 <= self.context < most, "context", "must lie in [0, length)")
         if self.tokenizer in ("word", "bpe"):
             self._require(self.vocabulary > 256, "vocabulary", "must be above 256")
+        if self.corpus == "questions":
+            self._require(self.tokenizer == "bpe", "tokenizer", "must be bpe for questions")
+            self._require(self.vocabulary > 258, "vocabulary", "must be above 258 for questions")
+
+
+class Corpus(NamedTuple):
+    """What a language model is trained on, and how it is judged."""
+
+    name: str
+    tokenizer: Tokenizer
+    train: Pipeline
+    test: Pipeline
+    tokens: int  # that an example trains on
+    metric: str  # the least of it names the best checkpoint
+    # (losses [b t], logits [b t v], batch) -> metrics, "loss" among them
+    measure: Callable[[Array, Array, Batch], Metrics]
+    sample: Callable[[Writer], str]  # what shows, at every evaluation, how far the model is
+    report: Callable[[Writer], dict[str, Any]]  # further numbers and sections, when it is trained
+    held_out: str  # a beginning of what is held out, for the figures
+
+
+def text_corpus(config: LanguageConfig) -> Corpus:
+    """Opens the config's text; a model of it is judged by bits a character."""
+    data = load_text(config)
+    tokenizer = make_tokenizer(config, data.train)
+    train, test = make_pipelines(config, tokenizer, data)
+    characters = characters_of(tokenizer)
+    return Corpus(
+        name=data.name,
+        tokenizer=tokenizer,
+        train=train,
+        test=test,
+        tokens=config.length,
+        metric="bits_per_char",
+        measure=lambda losses, logits, batch: language_metrics(losses, batch, characters),
+        sample=lambda writer: write_sample(writer, config.prompt, tokens=config.sample),
+        report=lambda writer: {"baselines": report_baselines(data)},
+        held_out=data.test[:2000],
+    )
 
 
 def load_text(config: LanguageConfig) -> TextDataset:
@@ -103,14 +153,12 @@ def characters_of(tokenizer: Tokenizer) -> Float[np.ndarray, " v"]:
 
 
 def language_metrics(
-    losses: Float[Array, "b t"],
-    targets: Int[Array, "b t"],
-    mask: Array | None,
-    characters: Float[np.ndarray, " v"],
+    losses: Float[Array, "b t"], batch: Batch, characters: Float[np.ndarray, " v"]
 ) -> Metrics:
     """Makes "loss", in nats a token, and "bits_per_char", which no tokeniser can flatter."""
+    mask = batch.get("mask")
     loss = Mean.of(losses, mask)
-    count = Mean.of(jnp.asarray(characters)[targets], mask).total
+    count = Mean.of(jnp.asarray(characters)[batch["targets"]], mask).total
     return {"loss": loss, "bits_per_char": Mean(loss.total / math.log(2), count)}
 
 

@@ -20,16 +20,14 @@ from jaxdl.data.pair_pipeline import (
     BEGIN,
     END,
     PackedPairs,
-    buckets,
     encode_pairs,
     fitting,
     longest,
     row_lengths,
 )
 from jaxdl.data.pairs import PairDataset, dates, multi30k, pair_files
-from jaxdl.data.questions import question_file, questions
 from jaxdl.data.tokenizers import load_tokenizer
-from jaxdl.decode import generate, pad_prompts, row_keys
+from jaxdl.decode import generate, in_batches, row_keys
 from jaxdl.errors import UserError
 from jaxdl.interop.safetensors import load_model
 from jaxdl.run.cli import VerbConfig
@@ -46,15 +44,12 @@ ROOM = 32  # tokens that a translation may have more than its source, padded
 class PairConfig(RunConfig):
     """Options of every experiment on sentence pairs."""
 
-    pairs: Literal["dates", "multi30k-de-en", "multi30k-en-de", "files", "questions"] = "dates"
-    """dates (in 27 languages, to ISO), Multi30k, your own files, or questions and answers."""
+    pairs: Literal["dates", "multi30k-de-en", "multi30k-en-de", "files"] = "dates"
+    """dates (in 27 languages, to ISO), Multi30k, or your own files."""
     source: Path | None = None
     """For the pairs "files": sentences in UTF-8, one a line."""
     target: Path | None = None
     """For the pairs "files": their translations, line by line."""
-    questions: Path | None = None
-    """For the pairs "questions": your own, {"prompt": TEXT, "answer": TEXT} a line
-    [default: sums, differences, and days near others]."""
     data_dir: Path | None = operational(None)
     """Where TFDS keeps prepared datasets [default: ~/tensorflow_datasets]."""
     manual_dir: Path | None = operational(None)
@@ -81,8 +76,6 @@ def load_pairs(config: PairConfig) -> PairDataset:
     """Opens the config's pairs."""
     if config.pairs == "dates":
         data = dates()
-    elif config.pairs == "questions":
-        data = questions() if config.questions is None else question_file(config.questions)
     elif config.pairs == "files":
         if config.source is None or config.target is None:
             raise UserError("--pairs files needs --source FILE and --target FILE, line by line")
@@ -124,21 +117,16 @@ class Interpreter(NamedTuple):
 
     def translate(self, texts: Sequence[str], *, beam: int = 1, batch_size: int = 64) -> list[str]:
         """Translates texts, those of like length together; greedily, or by so many beams."""
-        specials = self.tokenizer.specials
-        end = np.array([specials[END]], np.int32)
+        begin, end = self.tokenizer.specials[BEGIN], self.tokenizer.specials[END]
         texts = [text.lower() for text in texts] if self.lowercase else texts
-        sources = [np.concatenate([self.tokenizer.encode(text), end]) for text in texts]
-        translations = [""] * len(sources)
-        for numbers in buckets(sources, batch_size):
-            # The last batch is filled up: its program is there already.
-            empty = min(batch_size, len(sources)) - len(numbers)
-            rows, _ = pad_prompts([*(sources[i] for i in numbers), *[end] * empty])
-            tokens = _write(
-                self.model, self.params, rows, begin=specials[BEGIN], end=specials[END], beam=beam
-            )
-            for i, row in zip(numbers.tolist(), np.asarray(tokens), strict=False):
-                translations[i] = self.tokenizer.decode(row)
-        return translations
+        sources = [np.append(self.tokenizer.encode(text), np.int32(end)) for text in texts]
+
+        def write(source: Array, lengths: Array) -> Array:
+            del lengths  # padding is no source
+            return _write(self.model, self.params, source, begin=begin, end=end, beam=beam)
+
+        rows = in_batches(sources, write, batch_size=batch_size)
+        return [self.tokenizer.decode(row) for row in rows]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "begin", "end", "beam"))

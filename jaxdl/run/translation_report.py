@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jaxtyping import Float
 
 from jaxdl.data.pair_pipeline import BEGIN, END
 from jaxdl.data.pairs import Pair
+from jaxdl.run.attention_maps import draw_map, save
 from jaxdl.run.progress import say
 from jaxdl.run.report import new_figure
 from jaxdl.run.translation import Interpreter
@@ -80,13 +80,7 @@ def draw_attention(interpreter: Interpreter, pairs: Sequence[Pair], path: Path) 
     figure, axes = new_figure(4.2 * len(pairs), 4.2, ncols=len(pairs), squeeze=False)
     for axis, (source, target) in zip(axes[0], pairs, strict=True):
         heard, said, weights = attention_map(interpreter, source, target)
-        axis.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        shown = [[piece.replace("$", r"\$") for piece in side] for side in (heard, said)]
-        axis.set_xticks(range(len(heard)), shown[0], rotation=90, fontsize=7)
-        axis.set_yticks(range(len(said)), shown[1], fontsize=7)
+        draw_map(axis, said, heard, weights)
     figure.suptitle("attention to the source, last layer, mean of heads (row: piece to write)",
                     fontsize=9)  # fmt: skip
-    with warnings.catch_warnings():
-        # The font at hand has no Chinese, Japanese or Korean: there a box is drawn.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(path)
+    save(figure, path)

@@ -7,20 +7,20 @@ import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Array, Float, Int
 
 from jaxdl.backend import CompilationCache
 from jaxdl.data.codec import Tokenizer
 from jaxdl.data.text import read_text
 from jaxdl.data.text_baselines import bits_per_character
 from jaxdl.data.tokenizers import load_tokenizer
-from jaxdl.decode import begin, generate, pad_prompts, prefill, row_keys, stream
+from jaxdl.decode import Generated, begin, generate, pad_prompts, row_keys, stream
 from jaxdl.errors import UserError
 from jaxdl.interop.safetensors import load_model
 from jaxdl.losses import softmax_cross_entropy
@@ -31,10 +31,37 @@ from jaxdl.sampling import Adjustment, Forbid, Sample, Sampler, Temperature, Top
 from jaxdl.types import Params, PyTree
 
 
+class LanguageModel(Protocol):
+    """A network that writes: its parameters, and a carry of what it has seen, are arguments."""
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens that it sees at once; None where it has seen all."""
+        ...
+
+    def initial_carry(self, b: int) -> PyTree:
+        """Returns the carry before the first token of b rows."""
+        ...
+
+    def read(
+        self, params: Params, carry: PyTree, tokens: Array, lengths: Array
+    ) -> tuple[PyTree, Array]:
+        """Reads a ragged batch [b s] at once: the carry, and logits [b v] after each row's last."""
+        ...
+
+    def extend(self, params: Params, carry: PyTree, tokens: Array) -> tuple[PyTree, Array]:
+        """Reads t more tokens a row, of a limit's half at most: the carry, and logits [b t v]."""
+        ...
+
+    def step(self, params: Params, carry: PyTree, tokens: Array) -> tuple[PyTree, Array]:
+        """Reads one token a row [b]: the carry, and logits [b v]."""
+        ...
+
+
 class Writer(NamedTuple):
     """A trained language model and its tokeniser."""
 
-    model: Any  # an nn.Module with `initial_carry(b)` and `step(params, carry, tokens)`
+    model: LanguageModel
     params: Params
     tokenizer: Tokenizer
 
@@ -43,9 +70,32 @@ class Writer(NamedTuple):
         """The decoding step, with the parameters as arguments of what is compiled."""
         return jax.tree_util.Partial(self.model.step, self.params)
 
+    @property
+    def read(self) -> jax.tree_util.Partial:
+        """What reads prompts at once, likewise."""
+        return jax.tree_util.Partial(self.model.read, self.params)
+
     def encode(self, prompt: str) -> np.ndarray:
-        """Returns a prompt's tokens; of an empty one, a line feed's."""
-        return self.tokenizer.encode(prompt or "\n")
+        """Returns a prompt's tokens, the last ones that the model can see; a line feed's of ""."""
+        return self.tokenizer.encode(prompt or "\n")[-(self.model.limit or 0) :]
+
+    def write(
+        self,
+        tokens: Int[Array, "b s"],
+        lengths: Int[Array, " b"],
+        *,
+        sampler: Sampler,
+        limit: int,
+        stop: tuple[int, ...] = (),
+        seed: int = 0,
+    ) -> Generated:
+        """Continues prompts, as `jaxdl.decode.pad_prompts` sets them side by side."""
+        b = len(tokens)
+        keys = row_keys(jax.random.key(seed), b)
+        return generate(
+            self.step, self.model.initial_carry(b), tokens, lengths, keys, read=self.read,
+            sampler=sampler, limit=limit, stop=stop,
+        )  # fmt: skip
 
 
 def load_writer(workdir: Path) -> Writer:
@@ -53,21 +103,17 @@ def load_writer(workdir: Path) -> Writer:
     CompilationCache()
     folder = Workdir(workdir).model
     model, params, _, _ = load_model(folder)
-    return Writer(model, params, load_tokenizer(folder))
+    if not hasattr(model, "extend"):
+        raise UserError(f"{folder} holds no language model")
+    return Writer(cast(LanguageModel, model), params, load_tokenizer(folder))
 
 
-def write_sample(writer: Writer, prompt: str, path: Path, *, tokens: int, seed: int = 0) -> str:
-    """Continues a prompt by so many tokens at temperature 0.8, into a file; returns the text."""
-    prompts, lengths = pad_prompts([writer.encode(prompt)])
-    written = generate(
-        writer.step, writer.model.initial_carry(1), prompts, lengths,
-        row_keys(jax.random.key(seed), 1), limit=tokens,
-        sampler=Sample(Forbid(writer.tokenizer.unwritten), Temperature(0.8)),
-    )  # fmt: skip
-    text = prompt + writer.tokenizer.decode(jax.device_get(written.tokens)[0])
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
-    return text
+def write_sample(writer: Writer, prompt: str, *, tokens: int, seed: int = 0) -> str:
+    """Continues a prompt by so many tokens at temperature 0.8; returns both."""
+    sampler = Sample(Forbid(writer.tokenizer.unwritten), Temperature(0.8))
+    prompts = pad_prompts([writer.encode(prompt)])
+    written = writer.write(*prompts, sampler=sampler, limit=tokens, seed=seed)
+    return prompt + writer.tokenizer.decode(jax.device_get(written.tokens)[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,8 +163,7 @@ def write_on(options: GenerateConfig) -> None:
     """Continues a prompt, token by token as they come."""
     writer = load_writer(options.workdir)
     prompts, lengths = pad_prompts([writer.encode(options.prompt)])
-    carry = writer.model.initial_carry(1)
-    carry, logits = jax.jit(prefill)(writer.step, carry, prompts, lengths)
+    carry, logits = _read(writer.read, writer.model.initial_carry(1), prompts, lengths)
     for token, probability in most_probable(logits[0], options.next):
         say(f"{probability:8.4f}  {writer.tokenizer.decode([token])!r}")
     stop = ()
@@ -137,7 +182,7 @@ def write_on(options: GenerateConfig) -> None:
     print()
 
 
-def most_probable(logits: jax.Array, count: int) -> list[tuple[int, float]]:
+def most_probable(logits: Array, count: int) -> list[tuple[int, float]]:
     """Lists the most probable tokens and their probabilities."""
     if not count:
         return []
@@ -181,11 +226,16 @@ def score(options: ScoreConfig) -> None:
         say(f"{math.exp(-nats[at]):10.2e}  {token!r} after {before!r}")
 
 
-def surprises(writer: Writer, tokens: np.ndarray, *, size: int = 512) -> Iterator[np.ndarray]:
+def surprises(
+    writer: Writer, tokens: Int[np.ndarray, " t"], *, size: int = 512
+) -> Iterator[Float[np.ndarray, " _"]]:
     """Yields the negative log-probability, in nats, of each token but the first, by stretches.
 
-    The carry passes from stretch to stretch: each token is predicted from all before it.
+    The carry passes from stretch to stretch: each token is predicted from all before it, or from
+    as many as the model sees, at least half of its limit.
     """
+    if writer.model.limit:
+        size = min(size, max(1, writer.model.limit // 2))
     carry = writer.model.initial_carry(1)
     for at in range(0, len(tokens) - 1, size):
         stretch = tokens[at : at + size + 1]
@@ -195,7 +245,10 @@ def surprises(writer: Writer, tokens: np.ndarray, *, size: int = 512) -> Iterato
         yield np.asarray(nats)[: len(stretch) - 1]
 
 
+_read = jax.jit(lambda read, carry, tokens, lengths: read(carry, tokens, lengths))
+
+
 @functools.partial(jax.jit, static_argnames="model")
-def _surprise(model: nn.Module, params: Params, carry: PyTree, tokens: jax.Array):
-    logits, carry = model.apply({"params": params}, tokens[:, :-1], carry, train=False)
+def _surprise(model: LanguageModel, params: Params, carry: PyTree, tokens: Array):
+    carry, logits = model.extend(params, carry, tokens[:, :-1])
     return carry, softmax_cross_entropy(logits, tokens[:, 1:])[0]

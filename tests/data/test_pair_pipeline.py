@@ -9,7 +9,6 @@ import pytest
 
 from jaxdl.data.pair_pipeline import (
     PackedPairs,
-    buckets,
     encode_pairs,
     fitting,
     joint_bpe,
@@ -132,11 +131,3 @@ def test_what_is_longer_than_a_row_is_left_out_of_training_and_told_in_evaluatio
     assert PackedPairs(kept, 2, **options).pairs == len(kept.targets)
     with pytest.raises(UserError, match=f"--length of {max(longest(encoded))}"):
         PackedPairs(encoded, 2, **options)
-
-
-def test_buckets_hold_every_source_once_with_those_of_like_length(encoded):
-    groups = buckets(encoded.sources, 8)
-    assert sorted(np.concatenate(groups)) == list(range(N))
-    lengths = [[len(encoded.sources[i]) for i in group] for group in groups]
-    assert all(min(a) >= max(b) for a, b in itertools.pairwise(lengths))
-    assert {len(group) for group in groups[:-1]} == {8}

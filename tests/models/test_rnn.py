@@ -1,11 +1,14 @@
 """Recurrent networks: the language model as a step, learning, and what lengths hide."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from jaxdl.decode import prefill
 from jaxdl.losses import softmax_cross_entropy
 from jaxdl.metrics import Mean
 from jaxdl.models import RecurrentLM, SequenceClassifier, SequenceTagger
@@ -37,6 +40,16 @@ def test_one_token_at_a_time_gives_what_the_sequence_gives(options):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert ("output" in params) != bool(options.get("tied"))
     assert logits.shape == (B, T, V)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_ragged_batch_is_read_at_once_as_token_by_token(cell):
+    model = RecurrentLM(V, width=W, cell=cell)
+    params = init(model, TOKENS)["params"]
+    step = jax.tree_util.Partial(model.step, params)
+    slow = jax.jit(prefill)(step, model.initial_carry(B), TOKENS, LENGTHS)
+    fast = jax.jit(model.read)(params, model.initial_carry(B), TOKENS, LENGTHS)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), fast, slow)
 
 
 def test_half_precision_computes_and_the_logits_are_float32():

@@ -50,8 +50,9 @@ def test_bits_a_character_are_of_all_that_is_counted_whatever_the_split():
     targets = jnp.asarray(rng.integers(0, 5, (6, 7)))
     mask = jnp.asarray(rng.random((6, 7)) < 0.6)
     characters = np.array([0, 1, 2, 1, 4], np.float32)
-    whole = language_metrics(losses, targets, mask, characters)
-    halves = [language_metrics(losses[h], targets[h], mask[h], characters)
+    batch = {"targets": targets, "mask": mask}
+    whole = language_metrics(losses, batch, characters)
+    halves = [language_metrics(losses[h], jax.tree.map(lambda x: x[h], batch), characters)  # noqa: B023
               for h in (slice(0, 2), slice(2, 6))]  # fmt: skip
     expected = losses[mask].sum() / math.log(2) / characters[targets[mask]].sum()
     for metrics in (whole, merge(*halves)):
