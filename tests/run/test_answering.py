@@ -17,7 +17,8 @@ from jaxdl.run.writing import load_writer
 
 TINY = (
     "questions", "--width", "32", "--layers", "2", "--length", "32", "--batch-size", "4",
-    "--eval-batch-size", "8", "--epochs", "40", "--warmup", "5", "--eval-every", "1000", "--mesh", "data=1",
+    "--eval-batch-size", "8", "--epochs", "40", "--warmup", "5", "--eval-every", "1000",
+    "--mesh", "data=1",
 )  # fmt: skip
 
 
