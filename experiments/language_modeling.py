@@ -108,7 +108,7 @@ PRESETS = {
     ),
     "questions": dataclasses.replace(
         STDLIB, corpus="questions", network="modern", vocabulary=260, length=128, width=128,
-        layers=4, epochs=20, batch_size=16, learning_rate=3e-3, ema_decay=0.99,
+        layers=4, epochs=5, batch_size=16, learning_rate=3e-3, ema_decay=0.99,
     ),
 }  # fmt: skip
 

@@ -67,7 +67,9 @@ def draw_activations(
         places.append((line, column))
         line, column = (line + 1, 0) if character == "\n" else (line, column + 1)
     lines, units = places[-1][0] + 1, activations.shape[1]
-    figure, axes = new_figure(11, 0.16 * lines * units + 0.8, nrows=units, squeeze=False)
+    columns = 1 + max(column for _, column in places)
+    width, height = max(6, 0.11 * columns + 0.5), 0.16 * lines * units + 0.8
+    figure, axes = new_figure(width, height, nrows=units, squeeze=False)
     for unit, axis in enumerate(axes[:, 0]):
         shades = np.zeros((lines, columns))
         for (row, column), (_, values) in zip(places, cells, strict=True):
