@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdl.layers.conv import column_sums
-from jaxdl.layers.product import kernel_gradient
+from jaxdl.layers.product import kernel_gradient, product
 from jaxdl.layers.recurrent import (
     Cell,
     CellCarry,
@@ -111,17 +111,17 @@ def _chunks(cell, reverse, params, carry, steps, valid, chunk) -> tuple[CellCarr
 
 def _span(cell, reverse, params, carry, steps, valid) -> tuple[CellCarry, Array]:
     """Runs over steps [t b d] at once; a normalised cell leaves its gradient to JAX."""
-    kind, u = find_cell(cell), project(params, steps)
+    kind = find_cell(cell)
     if "recurrent_scale" not in params:
-        weights = params["recurrent_kernel"], params["recurrent_bias"]
-        return _scan(kind, reverse, weights, carry, u, valid)
+        weights = [params[name] for name in ("recurrent_kernel", "recurrent_bias", "input_bias")]
+        return _scan(kind, reverse, weights, carry, product(steps, params["input_kernel"]), valid)
 
     def body(carry, x):
         u, valid = x
         a = kind.join(u, recur(params, hidden(carry)))
         return _masked(kind, carry, a, valid, norm=memory_norm(params))
 
-    return lax.scan(body, carry, (u, valid), reverse=reverse)
+    return lax.scan(body, carry, (project(params, steps), valid), reverse=reverse)
 
 
 def _masked(
@@ -141,12 +141,15 @@ def _scan(kind: Cell, reverse: bool, weights, carry, u, valid) -> tuple[CellCarr
 
 
 def _forward(kind: Cell, reverse: bool, weights, carry, u, valid):
-    """Runs forward, keeping the carry before each step and what its gates were made of."""
-    kernel, bias = weights
+    """Runs forward, keeping the carry before each step and what its gates were made of.
+
+    Both biases are added within a step: before the scan it takes one more pass over all of u.
+    """
+    kernel, bias, input_bias = weights
 
     def body(carry, x):
         u, valid = x
-        a = kind.join(u, hidden(carry) @ kernel + bias[None])
+        a = kind.join(u + input_bias[None], hidden(carry) @ kernel + bias[None])
         after, y = _masked(kind, carry, a, valid)
         return after, (y, carry, a)
 
@@ -167,7 +170,8 @@ def _backward(kind: Cell, reverse: bool, saved, gradient):
 
     dcarry, da = lax.scan(body, dcarry, (before, a, valid, dy), reverse=not reverse)
     du, dr = kind.split(da)
-    return (kernel_gradient(hidden(before), dr), column_sums(dr)), dcarry, du, None
+    dweights = [kernel_gradient(hidden(before), dr), column_sums(dr), column_sums(du)]
+    return dweights, dcarry, du, None
 
 
 def _add_hidden(carry: CellCarry, more: Array) -> CellCarry:
