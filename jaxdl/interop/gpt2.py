@@ -70,8 +70,9 @@ def load_gpt2(folder: str | Path) -> GPT2:
     """
     folder = Path(folder)
     model = _make_model(_read_json(folder / CONFIG), where=str(folder / CONFIG))
+    weights = _load_weights(folder)
     try:
-        params = gpt2_from_torch(_load_weights(folder))
+        params = gpt2_from_torch(weights)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     tokens = jax.ShapeDtypeStruct((1, 1), "int32")
@@ -158,7 +159,7 @@ def _load_weights(folder: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{folder} has no {WEIGHTS}, which alone is read, no pytorch_model.bin")
     where = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(where, dict):
-        raise UserError(f"{INDEX} has no weight_map")
+        raise UserError(f"{folder / INDEX} has no weight_map")
     weights: dict[str, np.ndarray] = {}
     for piece in sorted(set(where.values())):
         weights |= load_arrays(folder / piece)

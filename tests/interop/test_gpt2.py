@@ -198,6 +198,7 @@ def test_files_that_are_missing_or_damaged_are_told_in_a_line(folder):
         with pytest.raises(UserError, match=message) as error:
             load_gpt2(folder)
         assert "\n" not in str(error.value)
+        assert str(error.value).count(str(folder)) == 1
 
 
 def test_what_is_no_gpt2_is_not_written(tmp_path):

@@ -271,7 +271,6 @@ def test_what_does_not_fit_is_told_by_its_name():
     ]:
         told(interop.attention_from_torch, attention | {name: wrong}, message)
     for name, wrong, message in [
-        ("decoder.norm.weight", None, "decoder.norm.weight is missing"),
         ("encoder.layers.1.norm2.bias", None, "encoder.layers.1.norm2.bias is missing"),
         ("decoder.layers.1.linear1.weight", wide, "decoder.layers.1.linear1.weight has shape"),
         ("encoder.layers.0.multihead_attn.in_proj_bias", one, "multihead_attn.in_proj_bias is unk"),
@@ -280,6 +279,9 @@ def test_what_does_not_fit_is_told_by_its_name():
         ("embed.weight", wide, "embed.weight is unknown"),
     ]:
         told(interop.transformer_from_torch, good | {name: wrong}, message)
+
+    bare = {name: array for name, array in good.items() if not name.startswith("decoder.norm.")}
+    told(interop.transformer_from_torch, bare, "decoder.norm.weight is missing")
 
 
 def test_what_pytorch_does_not_have_is_told_by_its_name():
