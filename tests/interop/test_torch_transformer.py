@@ -7,7 +7,7 @@ import pytest
 
 from jaxdl.errors import UserError
 from jaxdl.interop import torch_transformer as interop
-from jaxdl.interop.stacks import looped, scanned
+from jaxdl.interop.stacks import scanned
 from jaxdl.layers.attention import Attention, causal
 from jaxdl.layers.block import Block, Stack, make_norm
 from jaxdl.models import EncoderDecoder
@@ -233,26 +233,6 @@ def test_what_an_encoder_decoder_has_goes_there_and_back_without_pytorch():
     same(back, params)
     back["encoder"]["blocks_0"]["attention"]["query"]["bias"][:] = 7
     assert not (state["encoder.layers.0.self_attn.in_proj_bias"] == 7).any()
-
-
-def test_a_scanned_stack_is_its_looped_one_in_another_layout():
-    """Twelve blocks: in the order of their names 10 would come before 2."""
-    x = jnp.ones((1, 2, D))
-    make = lambda scan: Stack(  # noqa: E731
-        12, lambda: Block(D, HEADS, 4), lambda: make_norm("layer"), scan
-    )
-    mask = causal(2)
-    params = blank(make(scan=True), x, mask, train=False)
-    apart = looped(params)
-    assert jax.tree.structure(apart) == jax.tree.structure(
-        blank(make(scan=False), x, mask, train=False)
-    )
-    same(scanned(apart), params)
-    np.testing.assert_array_equal(
-        apart["blocks_10"]["mlp"]["up"]["bias"], params["blocks"]["mlp"]["up"]["bias"][10]
-    )
-    same(looped(apart), apart)
-    same(scanned(params), params)
 
 
 def test_what_does_not_fit_is_told_by_its_name():
