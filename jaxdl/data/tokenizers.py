@@ -22,6 +22,7 @@ from jaxtyping import Int
 
 from jaxdl.data.bpe import BPETokenizer
 from jaxdl.data.codec import FILE, PAD, Tokenizer, Tokens, joined, utf8
+from jaxdl.data.gpt2_tokenizer import GPT2Tokenizer
 from jaxdl.errors import UserError
 
 UNKNOWN = 1  # of characters and words
@@ -158,4 +159,5 @@ KINDS: dict[str, Callable[..., Tokenizer]] = {
     "char": CharTokenizer,
     "word": WordTokenizer,
     "bpe": BPETokenizer,
+    "gpt2": GPT2Tokenizer,
 }

@@ -188,24 +188,34 @@ class Entries:
         Raises UserError where it is missing, or has another shape or no floating type.
         """
         if name not in self.left:
-            self._refuse(f"{name} is missing")
+            self.refuse(f"{name} is missing")
         array = to_numpy(self.left.pop(name))
         fits = array.ndim == len(shape) and all(
             size in (None, there) for size, there in zip(shape, array.shape, strict=True)
         )
         if not fits:
             sizes = ", ".join("any" if size is None else str(size) for size in shape)
-            self._refuse(f"{name} has shape {list(array.shape)}, expected [{sizes}]")
+            self.refuse(f"{name} has shape {list(array.shape)}, expected [{sizes}]")
         if not jnp.issubdtype(array.dtype, jnp.floating):  # jnp's knows the half types
-            self._refuse(f"{name} is of type {array.dtype}, expected floating numbers")
+            self.refuse(f"{name} is of type {array.dtype}, expected floating numbers")
         return np.array(array, np.float32, order="C")
+
+    def size(self, name: str, axis: int = 0) -> int:
+        """Returns the size of an axis of an entry, which stays; raises UserError if it has none."""
+        if name not in self.left:
+            self.refuse(f"{name} is missing")
+        shape = np.shape(self.left[name])
+        if axis >= len(shape):
+            self.refuse(f"{name} has shape {list(shape)}, expected {axis + 1} axes or more")
+        return shape[axis]
 
     def finish(self) -> None:
         """Raises UserError where something has not been taken."""
         if self.left:
-            self._refuse(f"{next(iter(self.left))} is unknown")
+            self.refuse(f"{next(iter(self.left))} is unknown")
 
-    def _refuse(self, what: str) -> NoReturn:
+    def refuse(self, what: str) -> NoReturn:
+        """Raises UserError, which says where, and what."""
         raise UserError(f"{self.where}: {what}")
 
 
