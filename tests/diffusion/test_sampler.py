@@ -1,0 +1,289 @@
+"""Laws of sampling: what an oracle and normal data must give, rows, scans, memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdl.diffusion import (
+    DDIM,
+    DDPM,
+    EDM,
+    Cosine,
+    DPMSolver2M,
+    Grid,
+    Heun,
+    Level,
+    Linear,
+    UniPC,
+    denoising_step,
+    forward_variance,
+    karras,
+    moves,
+    prior,
+    sample,
+    trailing,
+    trajectory,
+)
+from jaxdl.diffusion.sampler import State
+from tests.diffusion.gaussian import MEAN, STD, best, flow
+
+SHAPE = (4, 5, 2)
+B = 3
+FLOWS = [DDIM(), Heun(), DPMSolver2M(), UniPC(1), UniPC(2), UniPC(3)]
+CHAINS = [DDPM(), DDPM(forward_variance), DDIM(1.0), DDIM(0.5)]
+GRIDS = {
+    "trailing": trailing(Linear(), 7),
+    "all": trailing(Cosine(23), 23),
+    "karras": karras(Cosine(), 9),
+    "EDM": karras(EDM(), 9),
+}
+each_grid = pytest.mark.parametrize("kind", ["all", "EDM"])
+each_solver = pytest.mark.parametrize("solver", FLOWS + CHAINS, ids=str)
+
+
+def keys(b=B, seed=0):
+    return jax.random.split(jax.random.key(seed), b)
+
+
+def mixing(x, time):
+    """A denoiser with no special form, each row for itself."""
+    steepness = jnp.log1p(time)[:, None, None, None]
+    return jnp.tanh(x + jnp.roll(x, 1, axis=2) / (1 + steepness)) * 0.8
+
+
+@each_grid
+@each_solver
+def test_an_oracle_gives_what_it_knows(solver, kind):
+    images = jnp.array(np.random.default_rng(1).normal(size=(B, *SHAPE)), jnp.float32)
+    x = prior(keys(), SHAPE, GRIDS[kind])
+    out = trajectory(lambda x, time: images, x, GRIDS[kind], solver=solver, keys=keys())
+    np.testing.assert_allclose(out.x[-1], images, atol=1e-5)
+    np.testing.assert_array_equal(out.x0, jnp.broadcast_to(images[None], out.x0.shape))
+
+
+@each_grid
+@pytest.mark.parametrize("solver", [DDPM(), DDIM(0.5), DPMSolver2M(), UniPC(3)], ids=str)
+def test_under_an_oracle_each_level_has_its_own_noise(solver, kind):
+    """x - alpha x_0 keeps mean 0 and standard deviation sigma, as q(x_t | x_0) has."""
+    n, grid = 4000, GRIDS[kind]
+    if kind == "all":
+        grid = grid[15:]
+    x0 = jnp.full((n, 1), 0.7)
+    x = grid.level.alpha[0] * x0 + prior(keys(n), (1,), grid)
+    out = trajectory(lambda x, time: jnp.full_like(x, 0.7), x, grid, solver=solver, keys=keys(n))
+    for i in range(grid.steps):
+        alpha, sigma = grid.there.alpha[i], grid.there.sigma[i]
+        left = np.asarray(out.x[i]) - alpha * 0.7
+        assert abs(left.mean()) <= 4 * sigma / np.sqrt(n) + 1e-6
+        assert abs(left.std() - sigma) <= 4 * sigma / np.sqrt(2 * n) + 1e-6
+
+
+# The error's exponent, measured between 40 and 160 steps: what theory says, and some slack.
+ORDERS = [
+    (DDIM(), 1),
+    (Heun(), 2),
+    (DPMSolver2M(), 2),
+    (UniPC(1), 2),
+    (UniPC(2), 3),
+    (UniPC(3), 4),
+]
+
+
+@pytest.mark.parametrize("schedule", [EDM(0.02, 20.0), Linear()], ids=str)
+@pytest.mark.parametrize(("solver", "order"), ORDERS, ids=str)
+def test_on_normal_data_the_flow_is_followed_at_the_order_of_the_solver(solver, order, schedule):
+    """Solvers map x affinely here, so two points tell the mean and the spread of what comes out."""
+
+    def errors(steps):
+        grid = karras(schedule, steps)[:-1]  # the step to clean data has an error of its own
+        start = jnp.array([[-1.0], [2.0]]) * grid.level.sigma[0]
+        out = np.asarray(sample(best(schedule), start, grid, solver=solver))
+        truth = flow(grid.level, start)
+        return abs(out.sum() - truth.sum()), abs(np.diff(out - truth, axis=0).item())
+
+    with jax.enable_x64(True):
+        coarse, fine = errors(40), errors(160)
+    for far, near in zip(coarse, fine, strict=True):
+        assert near < 0.05
+        measured = np.log(far / near) / np.log(4)
+        assert order - 0.25 < measured < order + 0.75, measured
+
+
+@pytest.mark.parametrize("solver", CHAINS[:1] + CHAINS[2:], ids=str)
+@pytest.mark.parametrize("schedule", [EDM(0.02, 20.0), Linear()], ids=str)
+def test_on_normal_data_the_chains_mean_and_variance_converge_at_order_one(solver, schedule):
+    """Both follow an affine recursion, whose factors the step shows of a few points."""
+
+    def moments(steps):
+        grid = karras(schedule, steps)[:-1]
+        mean, variance = 0.0, grid.level.sigma[0] ** 2
+        plan = solver.plan(grid)
+        for i in range(grid.steps):
+            x0 = best(schedule)(jnp.array([[0.0], [1.0]]), jnp.full(2, grid.time[i]))
+            shift, slope = float(x0[0, 0]), float(x0[1, 0] - x0[0, 0])
+            gain = plan.x[i] + plan.x0[i, 0] * slope
+            mean = gain * mean + plan.x0[i, 0] * shift
+            variance = gain**2 * variance + plan.noise[i] ** 2
+        alpha, sigma = grid.level.alpha[-1], grid.level.sigma[-1]
+        return abs(mean - alpha * MEAN), abs(variance - (alpha * STD) ** 2 - sigma**2)
+
+    with jax.enable_x64(True):
+        (_, coarse), (_, fine) = moments(30), moments(120)
+        mean, variance = moments(250)
+    assert 0.7 < np.log(coarse / fine) / np.log(4) < 1.3
+    assert mean < 0.01
+    assert variance < 0.05
+
+
+@pytest.mark.parametrize("solver", [*CHAINS, Heun()], ids=str)
+def test_samples_of_normal_data_have_its_mean_and_spread(solver):
+    n, grid = 4000, trailing(Linear(), 100)
+    x = prior(keys(n), (1,), grid)
+    out = np.asarray(sample(best(Linear()), x, grid, solver=solver, keys=keys(n)))
+    assert abs(out.mean() - MEAN) < 4 * STD / np.sqrt(n) + 0.01
+    assert abs(out.std() - STD) < 4 * STD / np.sqrt(2 * n) + 0.02
+
+
+def test_ddim_with_eta_one_is_ddpm():
+    for grid in GRIDS.values():
+        for a, b in zip(DDIM(1.0).plan(grid), DDPM().plan(grid), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", [*FLOWS[1:4], DDPM(), DDIM(0.5)], ids=str)
+def test_one_scaling_is_the_other(solver):
+    """The same walk over sigma / alpha, preserving or not, gives the same x / alpha."""
+    preserving = karras(Linear(), 9)
+    exploding = Grid(preserving.time, Level(np.ones(10), preserving.level.ratio))
+    x = prior(keys(), SHAPE, preserving)
+    scale = preserving.level.alpha[0]
+
+    def denoise(x, time):  # sees x as the preserving process has it
+        alpha = Linear().level(time).alpha[:, None, None, None]
+        return mixing(alpha * x, time)
+
+    run = functools.partial(trajectory, solver=solver, keys=keys())
+    a, b = run(mixing, x, preserving), run(denoise, x / scale, exploding)
+    alpha = preserving.there.alpha[:, None, None, None, None]
+    np.testing.assert_allclose(a.x, b.x * alpha, atol=2e-4)
+
+
+@each_solver
+def test_a_scan_is_a_python_loop_and_the_last_of_the_trajectory_is_the_sample(solver):
+    grid = GRIDS["trailing"]
+    x = prior(keys(), SHAPE, grid)
+    step = denoising_step(mixing, solver, keys())
+    state, way = State(x, solver.start(x)), moves(grid, solver)
+    seen = []
+    for i in range(grid.steps):
+        state, y = step(state, jax.tree.map(lambda leaf, i=i: leaf[i], way))
+        seen.append(y)
+    kept = trajectory(mixing, x, grid, solver=solver, keys=keys())
+    assert kept.x.shape == kept.x0.shape == (grid.steps, B, *SHAPE)
+    np.testing.assert_allclose(kept.x, jnp.stack([y.x for y in seen]), atol=1e-5)
+    np.testing.assert_allclose(kept.x0, jnp.stack([y.x0 for y in seen]), atol=1e-5)
+    np.testing.assert_array_equal(sample(mixing, x, grid, solver=solver, keys=keys()), kept.x[-1])
+
+
+@each_solver
+def test_neighbours_change_nothing(solver):
+    grid = GRIDS["karras"]
+    run = functools.partial(sample, mixing, solver=solver)
+    x = prior(keys(), SHAPE, grid)
+    whole = run(x, grid, keys=keys())
+    order = jnp.array([2, 0])
+    np.testing.assert_array_equal(prior(keys()[order], SHAPE, grid), x[order])
+    moved = run(x[order], grid, keys=keys()[order])
+    np.testing.assert_allclose(moved, whole[order], atol=1e-6)
+    assert np.abs(whole[0] - whole[1]).max() > 0.1
+    other = run(x, grid, keys=keys(seed=5))
+    assert (np.abs(other - whole).max() > 0.01) == solver.draws
+
+
+def test_draws_of_steps_differ_from_each_other_and_from_the_prior():
+    grid, seen = GRIDS["trailing"], []
+    x = prior(keys(), SHAPE, grid)
+    out = trajectory(lambda x, time: jnp.zeros_like(x), x, grid, solver=DDPM(), keys=keys())
+    plan = DDPM().plan(grid)
+    before = [x, *out.x]
+    for i in range(grid.steps - 1):
+        seen.append(np.ravel(before[i + 1] - plan.x[i] * before[i]) / plan.noise[i])
+    seen.append(np.ravel(x) / grid.level.sigma[0])
+    correlation = np.corrcoef(np.stack(seen)) - np.eye(len(seen))
+    assert np.abs(correlation).max() < 0.5
+    assert abs(np.std(seen) - 1) < 0.1
+
+
+def test_the_grid_may_begin_and_end_anywhere():
+    """Half of a walk, and the other half after it, is the whole walk."""
+    grid = GRIDS["trailing"]
+    x = prior(keys(), SHAPE, grid)
+    run = functools.partial(sample, mixing, solver=DDIM())
+    halves = run(run(x, grid[:4]), grid[3:])
+    np.testing.assert_allclose(halves, run(x, grid), atol=1e-6)
+    assert np.isfinite(sample(mixing, x, grid[:4], solver=DPMSolver2M())).all()
+    assert np.isfinite(sample(mixing, x, grid[:4], solver=UniPC(3))).all()
+
+
+@pytest.mark.parametrize("solver", FLOWS, ids=str)
+def test_clean_data_are_never_asked_about(solver):
+    asked = []
+
+    def denoise(x, time):
+        jax.debug.callback(lambda at: asked.append(float(at[0])), time)
+        return mixing(x, time)
+
+    grid = GRIDS["trailing"]
+    out = sample(denoise, prior(keys(), SHAPE, grid), grid, solver=solver)
+    jax.effects_barrier()
+    assert np.isfinite(out).all()
+    assert np.isfinite(asked).all()
+    assert len(asked) == (2 * grid.steps - 1 if solver == Heun() else grid.steps)
+
+
+@pytest.mark.parametrize("solver", [DDPM(), Heun(), UniPC()], ids=str)
+def test_memory_does_not_grow_with_the_steps(solver):
+    def temporary(run, steps):
+        grid = trailing(Linear(), steps)
+        x = jnp.zeros((B, *SHAPE))
+        compiled = jax.jit(lambda x: run(mixing, x, grid, solver=solver, keys=keys())).lower(x)
+        memory = compiled.compile().memory_analysis()
+        return memory.temp_size_in_bytes, memory.output_size_in_bytes
+
+    few, many = temporary(sample, 10), temporary(sample, 160)
+    image = B * np.prod(SHAPE) * 4
+    assert many[1] == few[1]
+    # But for the grid's own numbers, a few dozen bytes a step.
+    assert many[0] - few[0] < 150 * image / 4
+    assert temporary(trajectory, 160)[1] - temporary(trajectory, 10)[1] >= 150 * image
+
+
+def test_float16_estimates_leave_x_as_it_is():
+    grid = GRIDS["trailing"]
+    x = prior(keys(), SHAPE, grid)
+    for solver in (DDIM(), Heun(), UniPC()):
+        out = sample(lambda x, t: mixing(x, t).astype(jnp.bfloat16), x, grid, solver=solver)
+        assert out.dtype == jnp.float32
+
+
+def test_what_cannot_be_meant_is_refused(unchecked):
+    grid = GRIDS["trailing"]
+    x = prior(keys(), SHAPE, grid)
+    with pytest.raises(ValueError, match="needs keys"):
+        sample(mixing, x, grid, solver=DDPM())
+    with pytest.raises(ValueError, match="answers with shape"):
+        sample(lambda x, time: x[..., :1], x, grid, solver=DDIM())
+    with pytest.raises(ValueError, match="eta"):
+        DDIM(-0.1)
+    with pytest.raises(ValueError, match="more noise"):
+        sample(mixing, x, grid, solver=DDIM(5.0), keys=keys())
+    with pytest.raises(ValueError, match="order"):
+        UniPC(0)
+
+
+def test_solvers_are_values():
+    assert DDIM(0.5) == DDIM(0.5) != DDIM(0.6)
+    assert len({DDPM(), DDPM(), DDPM(forward_variance), UniPC(2), UniPC(3), Heun()}) == 5
