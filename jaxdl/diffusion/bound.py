@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxdl.diffusion.denoiser import Denoiser
+from jaxdl.diffusion.denoiser import Denoiser, estimate
 from jaxdl.diffusion.draws import derive_rows
 from jaxdl.diffusion.process import Level, Numbers, diffuse, like, posterior, posterior_variance
 from jaxdl.diffusion.schedule import Discrete
@@ -94,14 +94,15 @@ class Bound:
         """Computes L_t at a whole time a row, L_0 where that is 0, in bits a dimension.
 
         The noise is drawn by a row's key and time, so that `estimate` meets what `total` does.
+        Raises ValueError where estimates of x_0 are not shaped like it.
         """
 
-        def draw(key: Key, at: Int[Array, ""]) -> Float[Array, ...]:
+        def draw(key: Key, at: Int[Array, ""]) -> Array:
             return jax.random.normal(derive(key, "noise", at), x0.shape[1:], x0.dtype)
 
         tables = jax.tree.map(lambda table: jnp.asarray(table, x0.dtype)[time], self._tables)
         x = diffuse(x0, jax.vmap(draw)(keys, time), Level(tables.alpha, tables.sigma))
-        error = x0 - denoise(x, time.astype(jnp.float32))
+        error = x0 - estimate(denoise, x, time.astype(jnp.float32))
         variance, model, scale = (like(v, x0) for v in (tables.variance, tables.model, tables.x0))
         # Both means depend on x in the same way, so only that on x_0 is left of their difference.
         divergence = 0.5 * (

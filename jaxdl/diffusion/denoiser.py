@@ -34,6 +34,19 @@ def denoiser(network: Network, schedule: Schedule, prediction: Prediction) -> De
     return denoise
 
 
+def estimate(
+    denoise: Denoiser, x: Float[Array, "b ..."], time: Float[Array, ""] | Float[Array, " b"]
+) -> Float[Array, "b ..."]:
+    """Asks a denoiser for x_0, at one time for all rows or one a row, in x's type.
+
+    Raises ValueError where the answer is not shaped like x: it would broadcast, in silence.
+    """
+    x0 = denoise(x, jnp.broadcast_to(time, len(x)))
+    if x0.shape != x.shape:
+        raise ValueError(f"the denoiser answers with shape {x0.shape} to x of shape {x.shape}")
+    return x0.astype(x.dtype)
+
+
 def scale_inputs(network: Network, schedule: Schedule, prediction: Preconditioned) -> Network:
     """Gives a network inputs of unit variance, and ln(sigma / alpha) / 4 for the time.
 

@@ -155,16 +155,3 @@ def moves(grid: Grid, solver: Solver, dtype: Any = jnp.float32) -> Move:
         lambda numbers: jnp.asarray(numbers, dtype), (grid.here, grid.there, solver.plan(grid))
     )
     return Move(jnp.arange(grid.steps), time[:-1], time[1:], here, there, plan)
-
-
-def estimate(
-    denoise: Denoiser, x: Float[Array, "b ..."], time: Float[Array, ""]
-) -> Float[Array, "b ..."]:
-    """Asks for x_0, at one time for all rows, in x's type.
-
-    Raises ValueError where the answer is not shaped like x: it would broadcast, in silence.
-    """
-    x0 = denoise(x, jnp.full(len(x), time))
-    if x0.shape != x.shape:
-        raise ValueError(f"the denoiser answers with shape {x0.shape} to x of shape {x.shape}")
-    return x0.astype(x.dtype)

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdl.diffusion.denoiser import Denoiser
+from jaxdl.diffusion.denoiser import Denoiser, estimate
 from jaxdl.diffusion.draws import normal_rows
 from jaxdl.diffusion.grid import Grid
 from jaxdl.diffusion.process import Level, Numbers, posterior, posterior_variance
-from jaxdl.diffusion.sampler import Move, State, estimate
+from jaxdl.diffusion.sampler import Move, State
 from jaxdl.types import Key
 
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdl.diffusion.denoiser import Denoiser
+from jaxdl.diffusion.denoiser import Denoiser, estimate
 from jaxdl.diffusion.grid import Grid
 from jaxdl.diffusion.process import Numbers
-from jaxdl.diffusion.sampler import Move, State, estimate
+from jaxdl.diffusion.sampler import Move, State
 from jaxdl.diffusion.solvers import log_signal, weighted
 from jaxdl.types import Key
 

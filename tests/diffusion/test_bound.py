@@ -1,5 +1,7 @@
 """The variational bound, against its formula in NumPy and the likelihood that it bounds."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +73,7 @@ def test_one_random_time_is_unbiased():
     n = 6000
     keys = jax.random.split(jax.random.key(4), n)
     image = jnp.broadcast_to(IMAGES[:1, :1, :2], (n, 1, 2, 2))
-    once = np.asarray(bound.estimate(guess, image, keys))
+    once = np.asarray(jax.jit(functools.partial(bound.estimate, guess))(image, keys))
     whole = np.asarray(bound.total(guess, image, keys)).mean()
     assert once.std() > 0.05 * whole
     assert abs(once.mean() - whole) < 4 * once.std() / np.sqrt(n)
@@ -80,11 +82,12 @@ def test_one_random_time_is_unbiased():
 def test_an_estimate_is_one_of_the_terms_of_its_row():
     bound = Bound(SCHEDULE, LEVELS)
     terms, prior = bound.terms(guess, IMAGES, KEYS), bound.prior(IMAGES)
-    once = bound.estimate(guess, IMAGES, KEYS)
+    estimate = jax.jit(functools.partial(bound.estimate, guess))
+    once = estimate(IMAGES, KEYS)
     times = np.abs(prior[None] + SCHEDULE.steps * terms - once[None]).argmin(0)
     for row, time in enumerate(times):
         np.testing.assert_allclose(once[row], prior[row] + 12 * terms[time, row], rtol=1e-5)
-    np.testing.assert_allclose(bound.estimate(guess, IMAGES[1:], KEYS[1:]), once[1:], rtol=1e-6)
+    np.testing.assert_allclose(estimate(IMAGES[1:], KEYS[1:]), once[1:], rtol=1e-6)
 
 
 def test_it_bounds_the_likelihood_of_normal_data_closely():
@@ -118,7 +121,7 @@ def test_it_bounds_the_likelihood_of_normal_data_closely():
 def test_the_probabilities_of_all_grey_values_sum_to_one(std):
     mean = jnp.array([[-1.3], [-0.51], [0.0], [0.93]])
     shape = (4, LEVELS)
-    log_probs = grey_log_prob(
+    log_probs = jax.jit(grey_log_prob, static_argnames="levels")(
         jnp.broadcast_to(jnp.asarray(GREYS, jnp.float32)[None], shape),
         jnp.broadcast_to(mean, shape),
         std=jnp.full(shape, std),
@@ -131,6 +134,7 @@ def test_the_probabilities_of_all_grey_values_sum_to_one(std):
 def test_its_gradient_is_finite():
     bound = Bound(SCHEDULE, LEVELS)
 
+    @jax.jit
     def loss(shift):
         return bound.total(lambda x, t: guess(x, t) + shift, IMAGES, KEYS).mean()
 
@@ -140,7 +144,9 @@ def test_its_gradient_is_finite():
     np.testing.assert_allclose(slope, finite, rtol=0.05)
 
 
-def test_numbers_that_cannot_be_meant_are_refused():
+def test_what_cannot_be_meant_is_refused(unchecked):
+    with pytest.raises(ValueError, match="answers with shape"):
+        Bound(SCHEDULE, LEVELS).total(lambda x, time: x[..., :1], IMAGES, KEYS)
     for make in (lambda: Bound(Linear(1)), lambda: Bound(Linear(5), levels=1)):
         with pytest.raises(ValueError, match="or more"):
             make()

@@ -45,6 +45,7 @@ with warnings.catch_warnings():
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SHAPE = (3, 4, 5, 2)
+STEPS = 20
 KEYS = jax.random.split(jax.random.key(7), SHAPE[0])
 PREDICTIONS = {"epsilon": Epsilon(), "sample": X0(), "v_prediction": V()}
 THEIRS = {
@@ -74,10 +75,11 @@ def walk(scheduler, x, step=None):
     return np.stack(seen)
 
 
-def noises(grid):
+@functools.cache
+def noises():
     """What our samplers draw, step by step."""
-    draw = lambda i: normal_rows(derive_rows(KEYS, "step", i), SHAPE[1:])  # noqa: E731
-    return [torch.tensor(np.asarray(draw(i))) for i in range(grid.steps)]
+    draw = jax.jit(lambda i: normal_rows(derive_rows(KEYS, "step", i), SHAPE[1:]))
+    return [torch.tensor(np.asarray(draw(i))) for i in range(STEPS)]
 
 
 def run(denoise, grid, solver, x=None):
@@ -122,9 +124,9 @@ def test_noising_is_equal():
 def test_ddpm(monkeypatch, solver, variance, schedule, prediction):
     options = {"variance_type": variance, "prediction_type": prediction, "clip_sample": False}
     scheduler = diffusers.DDPMScheduler(**THEIRS[schedule], **options)
-    scheduler.set_timesteps(20)
-    grid = leading(schedule, 20)
-    draws = iter(noises(grid))
+    scheduler.set_timesteps(STEPS)
+    grid = leading(schedule, STEPS)
+    draws = iter(noises())
     module = "diffusers.schedulers.scheduling_ddpm.randn_tensor"
     monkeypatch.setattr(module, lambda *args, **kwargs: next(draws))
     x, seen = run(denoiser(ours, schedule, PREDICTIONS[prediction]), grid, solver)
@@ -138,9 +140,9 @@ def test_ddim(eta, prediction):
     scheduler = diffusers.DDIMScheduler(
         prediction_type=prediction, clip_sample=False, set_alpha_to_one=True
     )
-    scheduler.set_timesteps(20)
-    grid = leading(Linear(), 20)
-    draws = noises(grid)
+    scheduler.set_timesteps(STEPS)
+    grid = leading(Linear(), STEPS)
+    draws = noises()
 
     def step(output, time, x, i):
         return scheduler.step(output, time, x, eta=eta, variance_noise=draws[i])
@@ -155,8 +157,8 @@ def test_clipping(how):
     scheduler = diffusers.DDIMScheduler(
         prediction_type="v_prediction", sample_max_value=1.5, **options
     )
-    scheduler.set_timesteps(20)
-    grid = leading(Linear(), 20)
+    scheduler.set_timesteps(STEPS)
+    grid = leading(Linear(), STEPS)
     step = functools.partial(scheduler.step, use_clipped_model_output=True)
     denoise = denoiser(lambda x, t: 3 * ours(x, t), Linear(), V())
     denoise = clip(denoise) if how == "clip" else dynamic_threshold(denoise, most=1.5)
@@ -213,8 +215,8 @@ def test_multistep(solver, name, order, schedule, prediction):
     options = {"timestep_spacing": "trailing", "solver_order": order}
     make = getattr(diffusers, name)
     scheduler = make(**THEIRS[schedule], prediction_type=prediction, **options)
-    scheduler.set_timesteps(20)
-    grid = trailing(schedule, 20)
+    scheduler.set_timesteps(STEPS)
+    grid = trailing(schedule, STEPS)
     assert scheduler.timesteps.tolist() == grid.time[:-1].tolist()
     x, seen = run(denoiser(ours, schedule, PREDICTIONS[prediction]), grid, solver)
     close(seen, walk(scheduler, x))

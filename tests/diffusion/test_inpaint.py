@@ -26,7 +26,7 @@ RNG = np.random.default_rng(9)
 KNOWN = jnp.array(RNG.uniform(-1, 1, size=SHAPE), jnp.float32)
 MASK = jnp.array(RNG.random(size=(3, 4, 5, 1)) < 0.5)
 KEYS = jax.random.split(jax.random.key(1), SHAPE[0])
-SOLVERS = [DDPM(), DDIM(), Heun(), DPMSolver2M(), UniPC()]
+SOLVERS = [DDPM(), Heun(), UniPC()]
 
 
 def smooth(x, time):

@@ -41,6 +41,7 @@ GRIDS = {
     "EDM": karras(EDM(), 9),
 }
 each_grid = pytest.mark.parametrize("kind", ["all", "EDM"])
+some_solvers = pytest.mark.parametrize("solver", [DDPM(), DDIM(0.5), Heun(), UniPC()], ids=str)
 each_solver = pytest.mark.parametrize("solver", FLOWS + CHAINS, ids=str)
 
 
@@ -171,7 +172,7 @@ def test_one_scaling_is_the_other(solver):
     np.testing.assert_allclose(a.x, b.x * alpha, atol=2e-4)
 
 
-@each_solver
+@some_solvers
 def test_a_scan_is_a_python_loop_and_the_last_of_the_trajectory_is_the_sample(solver):
     grid = GRIDS["trailing"]
     x = prior(keys(), SHAPE, grid)
@@ -188,7 +189,7 @@ def test_a_scan_is_a_python_loop_and_the_last_of_the_trajectory_is_the_sample(so
     np.testing.assert_array_equal(sample(mixing, x, grid, solver=solver, keys=keys()), kept.x[-1])
 
 
-@each_solver
+@some_solvers
 def test_neighbours_change_nothing(solver):
     grid = GRIDS["karras"]
     run = functools.partial(sample, mixing, solver=solver)
@@ -256,8 +257,8 @@ def test_memory_does_not_grow_with_the_steps(solver):
     few, many = temporary(sample, 10), temporary(sample, 160)
     image = B * np.prod(SHAPE) * 4
     assert many[1] == few[1]
-    # But for the grid's own numbers, a few dozen bytes a step.
-    assert many[0] - few[0] < 150 * image / 4
+    # But for a number a step, of which XLA makes keys before the loop.
+    assert many[0] - few[0] <= 150 * 4
     assert temporary(trajectory, 160)[1] - temporary(trajectory, 10)[1] >= 150 * image
 
 
