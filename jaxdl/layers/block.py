@@ -230,7 +230,7 @@ def make_norm(norm: Norm, *, bias: bool = True, **dtypes: Any) -> nn.Module:
     """Makes layer normalisation (Ba et al. 2016) or RMS normalisation (Zhang, Sennrich 2019)."""
     if norm == "rms":
         return nn.RMSNorm(epsilon=1e-6, **dtypes)
-    return nn.LayerNorm(epsilon=1e-5, use_bias=bias, **dtypes)
+    return nn.LayerNorm(epsilon=1e-5, use_bias=bias, use_fast_variance=False, **dtypes)
 
 
 def write(cache: KeysValues, new: KeysValues, at: Int[Array, " b"]) -> KeysValues:
