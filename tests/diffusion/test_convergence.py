@@ -22,6 +22,7 @@ from jaxdl.diffusion import (
     trailing,
 )
 from tests.diffusion.gaussian import MEAN, STD, best, flow
+from tests.diffusion.names import named
 
 CHAINS = [DDPM(), DDPM(forward_variance), DDIM(1.0), DDIM(0.5)]
 
@@ -56,7 +57,7 @@ def uneven(schedule, steps):
 @pytest.mark.parametrize(
     ("schedule", "make"), [(EDM(0.02, 20.0), even), (Linear(), uneven)], ids=["EDM", "Linear"]
 )
-@pytest.mark.parametrize(("solver", "order"), ORDERS, ids=str)
+@pytest.mark.parametrize(("solver", "order"), ORDERS, ids=named)
 def test_on_normal_data_the_flow_is_followed_at_the_order_of_the_solver(
     solver, order, schedule, make
 ):
@@ -77,8 +78,8 @@ def test_on_normal_data_the_flow_is_followed_at_the_order_of_the_solver(
         assert order - 0.25 < measured < order + 0.75, measured
 
 
-@pytest.mark.parametrize("solver", CHAINS[:1] + CHAINS[2:], ids=str)
-@pytest.mark.parametrize("schedule", [EDM(0.02, 20.0), Linear()], ids=str)
+@pytest.mark.parametrize("solver", CHAINS[:1] + CHAINS[2:], ids=named)
+@pytest.mark.parametrize("schedule", [EDM(0.02, 20.0), Linear()], ids=named)
 def test_on_normal_data_the_chains_mean_and_variance_converge_at_order_one(solver, schedule):
     """Both follow an affine recursion, whose factors the step shows of a few points."""
 
@@ -103,7 +104,7 @@ def test_on_normal_data_the_chains_mean_and_variance_converge_at_order_one(solve
     assert variance < 0.05
 
 
-@pytest.mark.parametrize("solver", [*CHAINS, Heun()], ids=str)
+@pytest.mark.parametrize("solver", [*CHAINS, Heun()], ids=named)
 def test_samples_of_normal_data_have_its_mean_and_spread(solver):
     n, grid = 4000, trailing(Linear(), 100)
     x = prior(keys(n), (1,), grid)

@@ -35,6 +35,7 @@ from jaxdl.diffusion import (
     trajectory,
 )
 from jaxdl.diffusion.draws import derive_rows, normal_rows
+from tests.diffusion.names import named
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
@@ -88,7 +89,7 @@ def run(denoise, grid, solver, x=None):
     return x, np.concatenate([x[None], out.x])
 
 
-@pytest.mark.parametrize("schedule", THEIRS, ids=str)
+@pytest.mark.parametrize("schedule", THEIRS, ids=named)
 def test_the_arrays_are_equal(schedule):
     theirs = diffusers.DDPMScheduler(**THEIRS[schedule])
     np.testing.assert_allclose(schedule.betas(), theirs.betas, rtol=1e-5, atol=1e-7)
@@ -199,7 +200,7 @@ def test_heun(case, prediction):
 @pytest.mark.parametrize(
     ("schedule", "prediction"),
     [(Linear(), "epsilon"), (Linear(), "sample"), (Cosine(), "v_prediction")],
-    ids=str,
+    ids=named,
 )
 @pytest.mark.parametrize(
     ("solver", "name", "order"),
@@ -209,7 +210,7 @@ def test_heun(case, prediction):
         (UniPC(2), "UniPCMultistepScheduler", 2),
         (UniPC(3), "UniPCMultistepScheduler", 3),
     ],
-    ids=str,
+    ids=named,
 )
 def test_multistep(solver, name, order, schedule, prediction):
     options = {"timestep_spacing": "trailing", "solver_order": order}

@@ -20,6 +20,7 @@ from jaxdl.diffusion import (
     sample,
     trailing,
 )
+from tests.diffusion.names import named
 
 SHAPE = (3, 4, 5, 2)
 X = jnp.array(np.random.default_rng(6).normal(size=SHAPE), jnp.float32)
@@ -56,7 +57,7 @@ def two_or_doubled(make, scale, **options):
     return guide_doubled(lambda x, time: of_labels(x, time, both), scale, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"interval": (100.0, 500.0)}, {"rescale": 0.7}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"interval": (100.0, 500.0)}, {"rescale": 0.7}], ids=named)
 def test_both_forms_are_one(options):
     two, doubled = (two_or_doubled(make, 3.5, **options)(X, TIME) for make in ("two", "doubled"))
     np.testing.assert_allclose(two, doubled, atol=1e-6)
@@ -74,7 +75,7 @@ def test_guidance_is_the_formula():
     np.testing.assert_allclose(whole.std((1, 2, 3)), c.std((1, 2, 3)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("prediction", [Epsilon(), V()], ids=str)
+@pytest.mark.parametrize("prediction", [Epsilon(), V()], ids=named)
 def test_guiding_x0_is_guiding_what_the_network_predicts(prediction):
     schedule = Cosine()
     level = schedule.level(TIME)

@@ -19,6 +19,7 @@ from jaxdl.diffusion import (
     trailing,
     trajectory,
 )
+from tests.diffusion.names import named
 
 SHAPE = (3, 4, 5, 2)
 GRID = trailing(Linear(), 15)
@@ -37,7 +38,7 @@ def start():
     return prior(KEYS, SHAPE[1:], GRID)
 
 
-@pytest.mark.parametrize("solver", [*SOLVERS, Resample(DDPM(), 3)], ids=str)
+@pytest.mark.parametrize("solver", [*SOLVERS, Resample(DDPM(), 3)], ids=named)
 def test_known_pixels_come_out_as_they_are_and_the_rest_is_made(solver):
     around = Inpaint(solver, KNOWN, MASK)
     out = np.asarray(sample(smooth, start(), GRID, solver=around, keys=KEYS))
@@ -51,7 +52,7 @@ def test_known_pixels_come_out_as_they_are_and_the_rest_is_made(solver):
     np.testing.assert_array_equal(again, out)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("solver", SOLVERS, ids=named)
 def test_nothing_known_is_plain_sampling(solver):
     around = Inpaint(solver, KNOWN, jnp.zeros(SHAPE, bool))
     inpainted = sample(smooth, start(), GRID, solver=around, keys=KEYS)

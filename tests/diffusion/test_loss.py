@@ -19,6 +19,7 @@ from jaxdl.diffusion import (
     loss_at,
 )
 from jaxdl.metrics import Mean
+from tests.diffusion.names import named
 
 SHAPE = (3, 4, 5, 2)
 RNG = np.random.default_rng(4)
@@ -54,7 +55,7 @@ def loss(prediction, weighting):
     )
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=named)
 @pytest.mark.parametrize("gamma", [0.5, 5.0])
 def test_min_snr_weights_the_error_of_x0_whatever_is_predicted(prediction, gamma):
     alpha, sigma = (np.asarray(v, np.float64) for v in SCHEDULE.level(TIME))
@@ -86,7 +87,7 @@ def test_the_plain_loss_is_the_squared_error_of_the_noise():
     np.testing.assert_allclose(loss(Epsilon(), None), (said - np.asarray(NOISE)) ** 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize("schedule", [Cosine(50), EDM()], ids=str)
+@pytest.mark.parametrize("schedule", [Cosine(50), EDM()], ids=named)
 def test_rows_draw_for_themselves_and_the_best_network_has_no_loss(schedule):
     keys = jax.random.split(jax.random.key(3), 3)
     seen = []

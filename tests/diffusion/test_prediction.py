@@ -22,6 +22,7 @@ from jaxdl.diffusion import (
     renoise,
     scale_inputs,
 )
+from tests.diffusion.names import named
 
 PREDICTIONS = [X0(), Epsilon(), V(), Preconditioned(0.7)]
 SHAPE = (3, 4, 5, 2)
@@ -34,8 +35,8 @@ LEVELS = {
 
 
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS.keys())
-@pytest.mark.parametrize("target", PREDICTIONS, ids=str)
-@pytest.mark.parametrize("source", PREDICTIONS, ids=str)
+@pytest.mark.parametrize("target", PREDICTIONS, ids=named)
+@pytest.mark.parametrize("source", PREDICTIONS, ids=named)
 def test_predictions_invert_each_other(source, target, level):
     x = diffuse(IMAGES, NOISE, level)
     output = source.target(IMAGES, NOISE, level)
@@ -48,7 +49,7 @@ def test_predictions_invert_each_other(source, target, level):
 
 
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS.keys())
-@pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=named)
 def test_the_gain_is_the_slope_of_x0_in_the_output(prediction, level):
     x = diffuse(IMAGES, NOISE, level)
     output = prediction.target(IMAGES, NOISE, level)

@@ -28,6 +28,7 @@ from jaxdl.diffusion import (
     trajectory,
 )
 from jaxdl.diffusion.sampler import State
+from tests.diffusion.names import named
 
 SHAPE = (4, 5, 2)
 B = 3
@@ -40,8 +41,8 @@ GRIDS = {
     "EDM": karras(EDM(), 9),
 }
 each_grid = pytest.mark.parametrize("kind", ["all", "EDM"])
-some_solvers = pytest.mark.parametrize("solver", [DDPM(), DDIM(0.5), Heun(), UniPC()], ids=str)
-each_solver = pytest.mark.parametrize("solver", FLOWS + CHAINS, ids=str)
+some_solvers = pytest.mark.parametrize("solver", [DDPM(), DDIM(0.5), Heun(), UniPC()], ids=named)
+each_solver = pytest.mark.parametrize("solver", FLOWS + CHAINS, ids=named)
 
 
 def keys(b=B, seed=0):
@@ -65,7 +66,7 @@ def test_an_oracle_gives_what_it_knows(solver, kind):
 
 
 @each_grid
-@pytest.mark.parametrize("solver", [DDPM(), DDIM(0.5), DPMSolver2M(), UniPC(3)], ids=str)
+@pytest.mark.parametrize("solver", [DDPM(), DDIM(0.5), DPMSolver2M(), UniPC(3)], ids=named)
 def test_under_an_oracle_each_level_has_its_own_noise(solver, kind):
     """x - alpha x_0 keeps mean 0 and standard deviation sigma, as q(x_t | x_0) has."""
     n, grid = 4000, GRIDS[kind]
@@ -106,7 +107,7 @@ def test_ddim_with_eta_one_is_ddpm():
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("solver", [*FLOWS[1:4], DDPM(), DDIM(0.5)], ids=str)
+@pytest.mark.parametrize("solver", [*FLOWS[1:4], DDPM(), DDIM(0.5)], ids=named)
 def test_one_scaling_is_the_other(solver):
     """The same walk over sigma / alpha, preserving or not, gives the same x / alpha."""
     preserving = karras(Linear(), 9)
@@ -181,7 +182,7 @@ def test_the_grid_may_begin_and_end_anywhere():
     assert np.isfinite(sample(mixing, x, grid[:4], solver=UniPC(3))).all()
 
 
-@pytest.mark.parametrize("solver", FLOWS, ids=str)
+@pytest.mark.parametrize("solver", FLOWS, ids=named)
 def test_clean_data_are_never_asked_about(solver):
     asked = []
 
@@ -197,7 +198,7 @@ def test_clean_data_are_never_asked_about(solver):
     assert len(asked) == (2 * grid.steps - 1 if solver == Heun() else grid.steps)
 
 
-@pytest.mark.parametrize("solver", [DDPM(), Heun(), UniPC()], ids=str)
+@pytest.mark.parametrize("solver", [DDPM(), Heun(), UniPC()], ids=named)
 def test_memory_does_not_grow_with_the_steps(solver):
     def temporary(run, steps):
         grid = trailing(Linear(), steps)

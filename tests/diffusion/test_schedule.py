@@ -20,12 +20,13 @@ from jaxdl.diffusion import (
     leading,
     trailing,
 )
+from tests.diffusion.names import named
 
 DISCRETE = [Linear(), Cosine(), Sigmoid(), Linear(steps=37, last=0.3), Sigmoid(100, tau=0.5)]
 SCHEDULES = [*DISCRETE, EDM()]
 
 
-@pytest.mark.parametrize("schedule", DISCRETE, ids=str)
+@pytest.mark.parametrize("schedule", DISCRETE, ids=named)
 def test_the_signal_falls_from_almost_all_to_almost_nothing(schedule):
     alpha_bar = schedule.alpha_bar
     assert alpha_bar.shape == (schedule.steps,)
@@ -58,14 +59,14 @@ def test_alpha_bar_is_the_formula_of_each_paper():
     np.testing.assert_allclose(Linear(4, first=0.1, last=0.4).alpha_bar, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("schedule", DISCRETE, ids=str)
+@pytest.mark.parametrize("schedule", DISCRETE, ids=named)
 def test_levels_at_whole_times_are_the_table(schedule):
     level = schedule.level(jnp.arange(schedule.steps, dtype=jnp.float32))
     np.testing.assert_allclose(level.alpha, schedule.table.alpha, rtol=2e-6)
     np.testing.assert_allclose(level.sigma, schedule.table.sigma, rtol=2e-6)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=named)
 def test_the_signal_to_noise_ratio_falls_with_time_and_points_invert_levels(schedule):
     low, high = schedule.ratios
     ratio = np.geomspace(low, high, 41)
@@ -108,7 +109,7 @@ def test_grids_walk_the_times_they_should():
     assert (later.here.sigma > later.there.sigma).all()
 
 
-@pytest.mark.parametrize("schedule", [EDM(), Cosine()], ids=str)
+@pytest.mark.parametrize("schedule", [EDM(), Cosine()], ids=named)
 def test_karras_spaces_a_power_of_the_ratio_evenly(schedule):
     grid = karras(schedule, 11, rho=5.0)
     low, high = schedule.ratios
