@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 
 def places(segments: Int[Array, "b t"]) -> Int[Array, "b t"]:
@@ -18,7 +18,7 @@ def places(segments: Int[Array, "b t"]) -> Int[Array, "b t"]:
     return at - jax.lax.cummax(jnp.where(begins, at, 0), axis=1)
 
 
-def sinusoids(positions: Int[Array, "*b t"], width: int) -> Float[Array, "*b t d"]:
+def sinusoids(positions: Num[Array, "*b t"], width: int) -> Float[Array, "*b t d"]:
     """Computes sin and cos of positions / 10000^(2i / d) (section 3.5), the sines first."""
     angles = _angles(positions, width)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -36,6 +36,6 @@ def rotate(x: Float[Array, "b t n k"], positions: Int[Array, "#b t"]) -> Float[A
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def _angles(positions: Int[Array, "*b t"], width: int) -> Float[Array, "*b t _"]:
+def _angles(positions: Num[Array, "*b t"], width: int) -> Float[Array, "*b t _"]:
     rates = 10_000.0 ** (-jnp.arange(width // 2) / (width // 2))
     return positions[..., None] * rates.reshape((1,) * positions.ndim + rates.shape)

@@ -5,6 +5,7 @@ from jaxdl.models.encoder_decoder import EncoderDecoder
 from jaxdl.models.mlp import MLP
 from jaxdl.models.rnn import RecurrentLM, SequenceClassifier, SequenceTagger
 from jaxdl.models.transformer import TransformerLM
+from jaxdl.models.unet import UNet
 
 __all__ = [
     "MLP",
@@ -15,4 +16,5 @@ __all__ = [
     "SequenceClassifier",
     "SequenceTagger",
     "TransformerLM",
+    "UNet",
 ]

@@ -1,0 +1,91 @@
+"""Group normalisation: its formula, its gradient, one example alone, and means far from zero."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdl.layers.norm import GroupNorm, group_norm
+
+B, H, W, C, GROUPS = 3, 4, 5, 6, 2
+EPSILON = 1e-5
+
+
+def draw(*shape, seed=0, at=0.0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape) + at, jnp.float32)
+
+
+X, SCALE, OFFSET = draw(B, H, W, C, at=0.7), draw(B, C, seed=1), draw(B, C, seed=2)
+
+
+def formula(x, scale, offset, *, silu=False):
+    grouped = x.reshape(B, H * W, GROUPS, -1)
+    mean, variance = (f(axis=(1, 3), keepdims=True) for f in (grouped.mean, grouped.var))
+    n = ((grouped - mean) / (variance + EPSILON) ** 0.5).reshape(x.shape)
+    y = n * scale[:, None, None] + offset[:, None, None]
+    return y / (1 + np.exp(-y)) if silu else y
+
+
+@pytest.mark.parametrize("silu", [False, True])
+def test_it_is_its_formula(silu):
+    y = group_norm(X, SCALE, OFFSET, groups=GROUPS, silu=silu)
+    expected = formula(*(np.asarray(v, np.float64) for v in (X, SCALE, OFFSET)), silu=silu)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    # One scale a channel serves all examples.
+    shared = group_norm(X, SCALE[:1], OFFSET[:1], groups=GROUPS, silu=silu)
+    repeated = (jnp.broadcast_to(v[:1], (B, C)) for v in (SCALE, OFFSET))
+    np.testing.assert_array_equal(shared, group_norm(X, *repeated, groups=GROUPS, silu=silu))
+
+
+@pytest.mark.parametrize("silu", [False, True])
+def test_its_gradient_is_that_of_its_formula(silu):
+    def plain(x, scale, offset):
+        grouped = x.reshape(B, H * W, GROUPS, -1)
+        mean = grouped.mean((1, 3), keepdims=True)
+        variance = ((grouped - mean) ** 2).mean((1, 3), keepdims=True)
+        n = ((grouped - mean) * jax.lax.rsqrt(variance + EPSILON)).reshape(x.shape)
+        y = n * scale[:, None, None] + offset[:, None, None]
+        return jax.nn.silu(y) if silu else y
+
+    ours = lambda *args: group_norm(*args, groups=GROUPS, silu=silu)  # noqa: E731
+    g = draw(B, H, W, C, seed=3)
+    gradients = (jax.jit(lambda f=f: jax.vjp(f, X, SCALE, OFFSET)[1](g))() for f in (ours, plain))
+    for a, b in zip(*gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_an_example_is_normalised_by_itself():
+    y = group_norm(X, SCALE, OFFSET, groups=GROUPS)
+    others = group_norm(X.at[0].multiply(9.0), SCALE, OFFSET, groups=GROUPS)
+    np.testing.assert_array_equal(others[1:], y[1:])
+
+
+def test_a_mean_far_from_zero_costs_no_precision():
+    x = X - X.mean((1, 2), keepdims=True)
+    near, far = (group_norm(v, SCALE, OFFSET, groups=GROUPS) for v in (x, x + 1024.0))
+    np.testing.assert_allclose(far, near, atol=2e-3)  # x itself is rounded to 1e-4 there
+
+
+def test_sixteen_bits_are_normalised_in_float32():
+    x = (X + 30).astype(jnp.bfloat16)
+    y = group_norm(x, SCALE, OFFSET, groups=GROUPS)
+    assert y.dtype == jnp.bfloat16
+    exact = group_norm(x.astype(jnp.float32), SCALE, OFFSET, groups=GROUPS)
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, rtol=2**-7)
+
+
+def test_a_vector_scales_and_shifts_on_top_of_what_is_learned():
+    norm = GroupNorm(groups=4)  # two, for six channels
+    params = norm.init(jax.random.key(0), X)["params"]
+    assert {name: p.shape for name, p in params.items()} == {"scale": (C,), "bias": (C,)}
+    params = {"scale": draw(C, seed=4), "bias": draw(C, seed=5)}
+    y = np.asarray(norm.apply({"params": params}, X))
+    film = draw(B, 2 * C, seed=6)
+    scale, offset = np.split(np.asarray(film)[:, None, None], 2, axis=-1)
+    steered = norm.apply({"params": params}, X, film)
+    np.testing.assert_allclose(steered, y * (1 + scale) + offset, rtol=1e-4, atol=1e-5)
+
+
+def test_groups_divide_the_channels():
+    with pytest.raises(ValueError, match="6 channels do not split into 4 groups"):
+        group_norm(X, SCALE, OFFSET, groups=4)
