@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxdl.interop.safetensors import load_model, save_model
+from jaxdl.layers import double, halve
 from jaxdl.models import UNet
 
 B, H, W, C, S, E, CLASSES = 3, 8, 12, 2, 5, 7, 6
@@ -74,6 +75,28 @@ def test_all_that_it_is_told_matters_and_what_is_masked_does_not(params):
     for path, leaf in jax.tree_util.tree_leaves_with_path(of_params):
         name = jax.tree_util.keystr(path)
         assert "['key']['bias']" in name or np.abs(leaf).max() > 1e-6, name
+
+
+def test_what_was_pushed_last_on_the_way_down_is_popped_first_on_the_way_up():
+    net = NET.clone(blocks=2)
+    params = random_params(net, *INPUTS)
+
+    def unrolled(net, x, *others):
+        given = net.conditions(*others)
+        through = lambda block, *parts: block(jnp.concatenate(parts, -1), given, train=False)  # noqa: E731
+        a = through(net.down[0][0], net.stem(x))
+        b = through(net.down[0][1], a)
+        c = through(net.down[1][0], net.halved[0](halve(b)))
+        d = through(net.down[1][1], c)
+        y = through(net.middle[1], through(net.middle[0], d))
+        y = through(net.up[1][1], through(net.up[1][0], y, d), c)
+        y = net.doubled[0](double(y))
+        y = through(net.up[0][1], through(net.up[0][0], y, b), a)
+        return net.out(net.norm(y))
+
+    y = jax.jit(lambda: net.apply({"params": params}, *INPUTS, train=False))()
+    expected = jax.jit(lambda: net.apply({"params": params}, *INPUTS, method=unrolled))()
+    assert_close(y, expected)
 
 
 def test_a_row_depends_on_itself_alone(run):
