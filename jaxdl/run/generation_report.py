@@ -1,0 +1,145 @@
+"""What generated images are reported with: a judge's word, distances to real ones, and figures.
+
+All of it is computed offline, by the project's own classifier. None of it is FID, which is of
+another network's features, and of many more images; every number comes with what real images,
+held out, and as many of them, get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxdl.data import Source
+from jaxdl.run.generator import Generator, Sampling
+from jaxdl.run.images import ImageConfig
+from jaxdl.run.judge import Judge, Seen, pictures
+from jaxdl.run.pictures import save_film, save_picture, sheet
+from jaxdl.run.progress import say
+from jaxdl.types import Key
+
+SIDE = 64  # pixels of a picture in a figure, about
+
+
+class Real(NamedTuple):
+    """Real images in [0, 1], of the size of generated ones."""
+
+    images: Float[np.ndarray, "b h w c"]
+    labels: Int[np.ndarray, " b"]
+
+    @classmethod
+    def of(cls, config: ImageConfig, source: Source, most: int) -> Real:
+        """Reads `most` examples from all over a set, or all where there are fewer."""
+        numbers = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)
+        rows = [source[int(i)] for i in numbers]
+        prepare = jax.jit(lambda images: pictures(config, images))
+        parts = [
+            np.asarray(prepare(np.stack([row["image"] for row in rows[i : i + 256]])))
+            for i in range(0, len(rows), 256)
+        ]
+        return cls(np.concatenate(parts), np.array([row["label"] for row in rows], np.int32))
+
+
+def report_samples(
+    generator: Generator, judge: Judge, train: Real, test: Real, *, how: Sampling, key: Key,
+    figures: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Samples an image for each test label, measures them, draws figures; returns the numbers.
+
+    `conditional_accuracy` is the share of samples that the judge takes for their label, beside
+    `judge_accuracy` on the test set. `frechet` is the distance of samples to the training set in
+    the judge's features, beside `frechet_floor` of the test set to it. `diversity` and `novelty`
+    are 1 where samples are as diverse, and as far from their nearest training image, as test
+    images are, and 0 where they are all alike, or copies.
+    """
+    images = generator.sample(test.labels, key, how)
+    seen, of_train, of_test = (judge.look(x) for x in (images, train.images, test.images))
+    nearest, distances = neighbours(images, train.images)
+    numbers = {
+        "judge_accuracy": float(np.mean(of_test.classes == test.labels)),
+        "frechet": frechet(seen.features, of_train.features),
+        "frechet_floor": frechet(of_test.features, of_train.features),
+        "novelty": float(distances.mean() / neighbours(test.images, train.images)[1].mean()),
+    }
+    if generator.model.classes is not None:
+        right = float(np.mean(seen.classes == test.labels))
+        numbers = {"conditional_accuracy": right, **numbers}
+    groups = seen.classes if generator.model.classes is None else test.labels
+    numbers["diversity"] = spread(seen, groups) / spread(of_test, test.labels)
+    pairs = np.stack([images, train.images[nearest]], axis=1)
+    draw_pairs(pairs, test.labels, figures / "neighbours.png")
+    say(f"{'samples':<10}{len(images):,}, by {how.sampler} in {how.steps} steps: {figures}")
+    return {"test": numbers, "sampling": how._asdict()}
+
+
+def draw_samples(
+    generator: Generator, path: Path, *, how: Sampling, key: Key, each: int = 10
+) -> None:
+    """Draws a grid of samples, a row a class, of ten classes at most."""
+    rows = min(generator.model.classes or 10, 10)
+    labels = np.repeat(np.arange(rows, dtype=np.int32), each)
+    save_picture(path, sheet(generator.sample(labels, key, how), columns=each, side=SIDE))
+
+
+def draw_pairs(
+    pairs: Float[np.ndarray, "b two h w c"], labels: Int[np.ndarray, " b"], path: Path
+) -> None:
+    """Draws samples from all over the classes, each above its nearest training image."""
+    by_class = np.argsort(labels, kind="stable")
+    shown = pairs[by_class[np.linspace(0, len(pairs) - 1, 20).astype(int)]]
+    halves = [half.swapaxes(0, 1).reshape(-1, *pairs.shape[2:]) for half in np.split(shown, 2)]
+    save_picture(path, sheet(np.concatenate(halves), columns=10, side=SIDE))
+
+
+def draw_reverse(generator: Generator, figures: Path, *, how: Sampling, key: Key) -> None:
+    """Draws how samples come out of noise: rows of moments as a figure, all steps as a film."""
+    rows = min(generator.model.classes or 8, 10)
+    steps = generator.reverse(np.arange(rows, dtype=np.int32), key, how)
+    chosen = np.unique(np.linspace(0, len(steps) - 1, 11).round().astype(int))
+    moments = steps[chosen].swapaxes(0, 1).reshape(-1, *steps.shape[2:])
+    save_picture(figures / "reverse.png", sheet(moments, columns=len(chosen), side=SIDE))
+    film = [sheet(frame, columns=5, side=SIDE) for frame in steps]
+    save_film(figures / "reverse.gif", film)
+
+
+def frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
+    """Computes the Frechet distance of two normal distributions, fitted to two sets of vectors.
+
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Dowson and Landau 1982), which depends on the
+    number of vectors: small sets are far from everything.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    of_a, of_b = (np.atleast_2d(np.cov(x, rowvar=False, ddof=0)) for x in (a, b))
+    values, vectors = np.linalg.eigh(of_a)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    # A B has the eigenvalues of A^(1/2) B A^(1/2), which is symmetric.
+    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ of_b @ root), 0)).sum()
+    gap = a.mean(0) - b.mean(0)
+    return float(max(gap @ gap + np.trace(of_a) + np.trace(of_b) - 2 * shared, 0))
+
+
+def neighbours(
+    images: Float[np.ndarray, "b h w c"], others: Float[np.ndarray, "n h w c"]
+) -> tuple[Int[np.ndarray, " b"], Float[np.ndarray, " b"]]:
+    """Finds the nearest of the others for each image, and its Euclidean distance in pixels."""
+    flat, rest = (x.reshape(len(x), -1).astype(np.float64) for x in (images, others))
+    squares = (rest**2).sum(1)
+    nearest = np.concatenate([
+        (squares - 2 * part @ rest.T).argmin(1)
+        for part in np.array_split(flat, -(-len(flat) // 256))
+    ])  # fmt: skip
+    return nearest, np.sqrt(((flat - rest[nearest]) ** 2).sum(1))
+
+
+def spread(seen: Seen, groups: Sequence[int] | np.ndarray) -> float:
+    """Computes the root of the mean squared distance of features to the mean of their group."""
+    groups, squares = np.asarray(groups), 0.0
+    for group in np.unique(groups):
+        features = seen.features[groups == group].astype(np.float64)
+        squares += float(((features - features.mean(0)) ** 2).sum())
+    return (squares / len(groups)) ** 0.5

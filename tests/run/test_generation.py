@@ -1,0 +1,275 @@
+"""Image generation: a run from digits to sheets of samples, its verbs, and its mistakes."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.image_generation import PRESETS, SCRIPT, Config, build, make_model
+from jaxdl.diffusion import Heun
+from jaxdl.errors import UserError
+from jaxdl.models import UNet
+from jaxdl.run.cli import from_json, newest
+from jaxdl.run.experiment import Session
+from jaxdl.run.generation import image_keys, load_generator, shown
+from jaxdl.run.generator import Generator, Sampling
+from jaxdl.run.images import load
+from jaxdl.run.judge import trained_judge
+from jaxdl.run.pictures import GAP
+from jaxdl.run.workdir import Workdir
+from jaxdl.train.sharding import Placement
+
+TINY = (
+    "--width", "8", "--blocks", "1", "--heads", "2", "--multipliers", "1", "--attention", "True",
+    "--epochs", "0.3", "--warmup", "2", "--eval-batch-size", "64",
+    "--sampler-steps", "3", "--measured", "40", "--judge-epochs", "1", "--log-every", "3",
+)  # fmt: skip
+HOW = Sampling("ddpm", 4, 2.0)
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def main(*arguments):
+    SCRIPT.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generation") / "run"
+    main(*TINY, "--workdir", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generator(run):
+    """Its parameters are at random: what starts at zero would hide what is before it."""
+    trained, _ = load_generator(run)
+    rng = np.random.default_rng(0)
+    scale = lambda p: np.prod(p.shape[:-1], dtype=float) ** -0.5  # noqa: E731
+    params = jax.tree.map(lambda p: (rng.normal(size=p.shape) * scale(p)).astype("f4"),
+                          trained.params)  # fmt: skip
+    return dataclasses.replace(trained, params=params)
+
+
+def test_a_run_reports_what_the_judge_says_beside_what_it_says_of_real_images(run):
+    report = json.loads((run / "report.json").read_text())
+    test = report["test"]
+    assert set(test) == {
+        "loss", "conditional_accuracy", "judge_accuracy", "frechet", "frechet_floor", "novelty",
+        "diversity",
+    }  # fmt: skip
+    assert 0 <= test["conditional_accuracy"] <= 1
+    assert test["judge_accuracy"] > 0.5  # after one epoch
+    assert test["frechet"] > test["frechet_floor"] > 0
+    assert report["sampling"] == {"sampler": "dpm", "steps": 3, "guidance": 1.0}
+    figures = {path.name for path in (run / "figures").iterdir()}
+    assert figures == {
+        "inputs.png", "learning_curves.png", "samples.png", "reverse.png", "reverse.gif",
+        "neighbours.png",
+    }  # fmt: skip
+    side = 10 * (64 + GAP) + GAP
+    for path in (run / "samples" / f"{report['steps']}.png", run / "figures" / "samples.png"):
+        assert read(path).shape == (side, side, 3)
+    with Image.open(run / "figures" / "reverse.gif") as film:
+        assert film.n_frames == 4  # the noise, and three steps
+
+
+def test_the_judge_is_trained_once(run, capsys):
+    judge = run / "judge" / "model.safetensors"
+    before = judge.stat().st_mtime_ns
+    capsys.readouterr()
+    main("evaluate", "--workdir", run)
+    told = capsys.readouterr().out
+    assert judge.stat().st_mtime_ns == before
+    assert "judge     1 epochs" not in told
+    report = json.loads((run / "report.json").read_text())
+    assert f"test conditional_accuracy {report['test']['conditional_accuracy']:.4f}" in told
+    config = from_json(Config, Workdir(run).config()["config"])
+    read = trained_judge(config, load(config), run / "judge", epochs=9, placement=Placement.over())
+    seen = read.look(np.random.default_rng(0).uniform(size=(300, 8, 8, 1)).astype(np.float32))
+    assert seen.features.shape == (300, 512)
+    np.testing.assert_allclose(seen.probabilities.sum(1), 1, rtol=1e-5)
+
+
+def test_the_loss_does_not_depend_on_how_the_test_images_are_batched(run):
+    losses = []
+    for size in (64, 200):
+        config = from_json(Config, {**Workdir(run).config()["config"], "eval_batch_size": size})
+        session = Session.start(build(config), config)
+        losses.append(session.evaluator()(newest(session, Workdir(run), None))["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_keys_are_of_images_wherever_they_are():
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 4, 1), np.uint8)
+    keys = jax.random.key_data(image_keys(jax.random.key(1), jnp.asarray(images)))
+    turned = jax.random.key_data(image_keys(jax.random.key(1), jnp.asarray(images[::-1])))
+    np.testing.assert_array_equal(turned[::-1], keys)
+    assert len(np.unique(keys, axis=0)) == 6
+    other = jax.random.key_data(image_keys(jax.random.key(2), jnp.asarray(images)))
+    assert not (other == keys).all(1).any()
+
+
+def test_a_sample_depends_on_its_label_its_number_and_the_key_alone(generator):
+    labels = np.array([3, 1, 3, 7, 9], np.int32)
+    images = generator.sample(labels, jax.random.key(0), HOW)
+    assert images.shape == (5, 8, 8, 1)
+    assert 0 <= images.min() < images.max() <= 1
+    fewer = generator.sample(labels[:2], jax.random.key(0), HOW)
+    np.testing.assert_allclose(fewer, images[:2], atol=1e-4)
+    changed = generator.sample(np.array([3, 1, 4, 7, 9], np.int32), jax.random.key(0), HOW)
+    moved = np.abs(changed - images).max((1, 2, 3)) > 1e-3
+    assert moved.tolist() == [False, False, True, False, False]
+    assert np.abs(images[0] - images[2]).max() > 0.05  # of one label, and not alike
+    other = generator.sample(labels, jax.random.key(1), HOW)
+    assert (np.abs(other - images).max((1, 2, 3)) > 0.05).all()
+
+
+def test_more_samples_than_are_taken_at_once(generator, monkeypatch):
+    labels = np.arange(5, dtype=np.int32)
+    whole = generator.sample(labels, jax.random.key(0), HOW)
+    monkeypatch.setattr("jaxdl.run.generator.BATCH", 2)
+    np.testing.assert_allclose(generator.sample(labels, jax.random.key(0), HOW), whole, atol=1e-4)
+
+
+def test_the_reverse_process_ends_with_the_samples(generator):
+    labels = np.array([3, 1], np.int32)
+    steps = generator.reverse(labels, jax.random.key(0), HOW)
+    assert steps.shape == (HOW.steps + 1, 2, 8, 8, 1)
+    images = generator.sample(labels, jax.random.key(0), HOW)
+    np.testing.assert_allclose(steps[-1], images, atol=1e-4)
+
+
+def test_guidance_of_1_is_none_and_of_0_forgets_the_label(generator):
+    labels, others = np.array([3, 1], np.int32), np.array([5, 6], np.int32)
+    draw = lambda labels, scale: generator.sample(  # noqa: E731
+        labels, jax.random.key(0), HOW._replace(guidance=scale)
+    )
+    np.testing.assert_allclose(draw(labels, 1), draw(labels, 1 + 1e-6), atol=1e-3)
+    np.testing.assert_allclose(draw(labels, 0), draw(others, 0), atol=1e-4)
+    assert np.abs(draw(labels, 1) - draw(labels, 3)).max() > 1e-2
+
+
+def test_an_unconditional_network_does_not_look_at_labels():
+    model = UNet(1, width=8, multipliers=(1,), blocks=1, attention=(False,))
+    x, time = jnp.zeros((1, 4, 4, 1)), jnp.zeros(1)
+    params = model.init(jax.random.key(0), x, time, train=False)["params"]
+    generator = Generator(model, params, (4, 4, 1), "linear", "epsilon")
+    images = [
+        generator.sample(np.array(labels, np.int32), jax.random.key(0), HOW)
+        for labels in ([0, 1], [7, 7])
+    ]
+    np.testing.assert_array_equal(*images)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "unipc"])
+def test_the_deterministic_samplers_agree_where_steps_are_many(generator, sampler):
+    params = jax.tree.map(np.zeros_like, generator.params)  # v = 0: x_0 is alpha x
+    smooth, labels = dataclasses.replace(generator, params=params), np.zeros(2, np.int32)
+    draw = lambda *how: smooth.sample(labels, jax.random.key(0), Sampling(*how))  # noqa: E731
+    np.testing.assert_allclose(draw(sampler, 120, 1), draw("dpm", 120, 1), atol=0.03)
+
+
+def test_heun_walks_a_grid_that_it_can_correct_on():
+    model = UNet(1, width=8, multipliers=(1,), blocks=1, attention=(False,))
+    generator = Generator(model, {}, (4, 4, 1), "cosine", "v")
+    grids = (generator.constant.grid(Sampling(name, 20, 1.0)) for name in ("heun", "dpm"))
+    heun, others = (np.abs(Heun().plan(grid).change).max() for grid in grids)
+    assert heun < 5  # times a change of the estimate
+    assert others > 50
+
+
+def test_inpainting_keeps_what_is_known(generator):
+    known = np.random.default_rng(0).uniform(size=(3, 8, 8, 1)).astype(np.float32)
+    mask = np.broadcast_to(shown(8, 8, "right")[..., None], known.shape)
+    labels = np.array([1, 2, 10], np.int32)
+    images = generator.inpaint(known, mask, labels, key=jax.random.key(0), how=HOW)
+    np.testing.assert_allclose(images[mask], known[mask], atol=1e-5)
+    assert (np.abs(images - known).max((1, 2, 3)) > 0.05).all()
+    assert [shown(8, 8, part).sum() for part in ("left", "top", "bottom", "middle")] == [
+        32, 32, 32, 48
+    ]  # fmt: skip
+
+
+def test_the_verb_sample_draws_the_same_sheet_for_a_seed(run, tmp_path, capsys):
+    sheets = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        out = tmp_path / f"{name}.png"
+        arguments = ("--label", 7, "--count", 3, "--steps", 2, "--seed", seed, "--out", out)
+        main("sample", "--workdir", run, "--sampler", "ddim", *arguments)
+        sheets.append(read(out))
+    assert sheets[0].shape == (40 + 2 * GAP, 3 * (40 + GAP) + GAP, 3)
+    np.testing.assert_array_equal(sheets[0], sheets[1])
+    assert (sheets[0] != sheets[2]).any()
+    assert "a.png  3 of each: 7" in capsys.readouterr().out
+    main("sample", "--workdir", run, "--count", 2, "--steps", 2)
+    assert len(read(run / "samples" / "sample.png")) == 10 * (40 + GAP) + GAP
+
+
+def test_the_verb_inpaint_shows_the_picture_what_was_told_and_completions(run, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    out = tmp_path / "out.png"
+    main("inpaint", "--workdir", run, tmp_path / "a.png", "--hide", "left", "--count", 2,
+         "--steps", 2, "--label", 4, "--invert", "--out", out)  # fmt: skip
+    drawn = read(out)[..., 0]
+    cells = [drawn[GAP : GAP + 40 : 5, GAP + i * (40 + GAP) :][:, :40:5] for i in range(4)]
+    np.testing.assert_array_equal(cells[0], 255 - picture)
+    for cell in cells[1:]:
+        np.testing.assert_allclose(cell[:, 4:].astype(int), 255 - picture[:, 4:], atol=1)
+    assert (cells[1][:, :4] == 128).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("sample", "--label", "seven"), "--label seven: there are 0, 1, 2"),
+        (("sample", "--steps", "0"), "--steps must lie in [1, 1000], got 0"),
+        (("sample", "--count", "0"), "--count must be at least 1"),
+        (("inpaint", "nowhere.png"), "nowhere.png"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(arguments, told, run, capsys):
+    verb, *rest = arguments
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as leaving:
+        main(verb, "--workdir", run, *rest)
+    assert leaving.value.code == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert told in error[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"mean": 0.1}, "--mean must be 0.5"),
+        ({"image_size": 9}, "--image-size must be a multiple of 2"),
+        ({"attention": (True,)}, "--attention must be as many as --multipliers"),
+        ({"sampler_steps": 0}, "--sampler-steps must be above 0"),
+        ({"label_dropout": 1.0}, "--label-dropout must lie in"),
+        ({"measured": 0}, "--measured must be above 0"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(changes, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        dataclasses.replace(PRESETS["digits"], **changes)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_network_of_every_preset_is_built(preset):
+    config = PRESETS[preset]
+    x, time = jnp.zeros((2, *config.input_shape)), jnp.zeros(2)
+    for conditional in (True, False):
+        model = make_model(dataclasses.replace(config, conditional=conditional), classes=7)
+        init = lambda model=model: model.init_with_output(jax.random.key(0), x, time, train=False)  # noqa: E731
+        assert jax.eval_shape(init)[0].shape == x.shape
+        assert model.classes == (7 if conditional else None)
