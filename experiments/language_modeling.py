@@ -78,7 +78,7 @@ class Config(LanguageConfig):
 
 
 STDLIB = Config(
-    tokenizer="bpe", width=256, epochs=2, batch_size=32, optimizer="adamw", weight_decay=0.01,
+    tokenizer="bpe", width=256, epochs=2.2, batch_size=32, optimizer="adamw", weight_decay=0.01,
     learning_rate=4e-3, schedule="cosine", warmup=50, clip_norm=1.0, prompt="def ",
 )  # fmt: skip
 SHAKESPEARE = dataclasses.replace(

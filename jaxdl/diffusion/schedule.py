@@ -13,6 +13,7 @@ in float64, computed when first asked for.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -48,14 +49,14 @@ class Schedule(Protocol):
         ...
 
 
-class Discrete:
+class Discrete(abc.ABC):
     """T steps of variance-preserving noise; a subclass says how large each one is."""
 
     steps: int
 
+    @abc.abstractmethod
     def betas(self) -> np.ndarray:
         """Returns the variance that each step adds, (T), float64, each in (0, 1)."""
-        raise NotImplementedError
 
     @functools.cached_property
     def alpha_bar(self) -> np.ndarray:

@@ -6,6 +6,7 @@ alone. So a solver is a table of numbers, computed in NumPy, float64, and the st
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
@@ -31,7 +32,7 @@ class Coefficients(NamedTuple):
     noise: Numbers  # (n)
 
 
-class Multistep:
+class Multistep(abc.ABC):
     """A step that is linear in the last k estimates; a subclass says with which coefficients."""
 
     remembered: ClassVar[int] = 0  # k - 1
@@ -41,9 +42,9 @@ class Multistep:
         """Whether it draws noise; this one does not."""
         return False
 
+    @abc.abstractmethod
     def plan(self, grid: Grid) -> Coefficients:
         """Computes the coefficients of all steps."""
-        raise NotImplementedError
 
     def start(self, x: Float[Array, "b ..."]) -> tuple[Array, ...]:
         """Remembers zeros, which the first steps multiply by zero."""
