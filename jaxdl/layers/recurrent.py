@@ -4,7 +4,8 @@ Every cell is made of two affine maps and of what it does with them, element by 
 
     u = x W_x + b_x              input_kernel [d, g h], input_bias [g h]
     r = h W_h + b_h              recurrent_kernel [h, g h], recurrent_bias [g h]
-    carry <- combine(carry, join(u, r)),    y = h
+    gates = activate(join(u, r))
+    carry <- combine(carry, gates),    y = h
 
 with g gates of h units. u does not depend on the carry, so a layer computes it for all times at
 once (`jaxdl.layers.recurrent_scan`). Two biases where one would do for most cells: PyTorch has two,
@@ -48,47 +49,88 @@ class LSTMCarry(NamedTuple):
 CellCarry = Any  # LSTMCarry, or h [b h]
 
 
+Gates = tuple[Float[Array, "b h"], ...]
+
+
 class Cell(NamedTuple):
     """What one kind of cell does between its two affine maps and its carry."""
 
     gates: int
-    join: Callable[[Array, Array], Array]  # (u, r) -> a: linear, all that `combine` needs of both
+    join: Callable[[Array, Array], Array]  # (u, r) -> a: linear, all that `activate` needs of both
     split: Callable[[Array], tuple[Array, Array]]  # the transpose of `join`: (du, dr) of da
-    combine: Callable[[CellCarry, Array, Norm], CellCarry]
+    activate: Callable[[Array], Gates]  # a -> the gates as they act
+    pull_back: Callable[
+        [Gates, Gates], Array
+    ]  # (gates, dgates) -> da: its gradient, by its outputs
+    combine: Callable[[CellCarry, Gates, Norm], CellCarry]
     has_memory: bool = False
 
 
-def simple(activation: Callable[[Array], Array]) -> Cell:
-    """The simple RNN (Elman 1990): h <- activation(u + r)."""
-    return Cell(1, jnp.add, _both, lambda h, a, norm: activation(a))
+def simple(activation: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Cell:
+    """The simple RNN (Elman 1990): h <- activation(u + r), of which slope(h) is the derivative."""
+    activate = lambda a: (activation(a),)  # noqa: E731
+    pull_back = lambda gates, dgates: dgates[0] * slope(gates[0])  # noqa: E731
+    return Cell(1, jnp.add, _both, activate, pull_back, lambda h, gates, norm: gates[0])
 
 
-def combine_lstm(carry: LSTMCarry, a: Float[Array, "b g"], norm: Norm = None) -> LSTMCarry:
+def activate_lstm(a: Float[Array, "b g"]) -> Gates:
+    """Computes sigmoid(i), sigmoid(f), tanh(g) and sigmoid(o) of i, f, g, o = a."""
+    i, f, g, o = jnp.split(a, 4, axis=-1)
+    return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+
+
+def combine_lstm(carry: LSTMCarry, gates: Gates, norm: Norm = None) -> LSTMCarry:
     """The LSTM (Hochreiter and Schmidhuber 1997; forget gate: Gers et al. 2000).
 
-    i, f, g, o = a = u + r
-    c <- sigmoid(f) c + sigmoid(i) tanh(g)
-    h <- sigmoid(o) tanh(c)
+    c <- f c + i g
+    h <- o tanh(c)
     """
-    i, f, g, o = jnp.split(a, 4, axis=-1)
-    c = jax.nn.sigmoid(f) * carry.c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    i, f, g, o = gates
+    c = f * carry.c + i * g
     shown = c if norm is None else normalise(c, norm[0]) + norm[1][None]
-    return LSTMCarry(jax.nn.sigmoid(o) * jnp.tanh(shown), c)
+    return LSTMCarry(o * jnp.tanh(shown), c)
 
 
-def combine_gru(h: Float[Array, "b h"], a: Float[Array, "b g"], norm: Norm = None) -> Array:
-    """The GRU in PyTorch's and cuDNN's variant: reset after the product, and its bias.
+def activate_gru(a: Float[Array, "b g"]) -> Gates:
+    """Computes the gates of a GRU in PyTorch's and cuDNN's variant.
 
-        n = tanh(u_n + sigmoid(r_r + u_r) r_n),    z = sigmoid(u_z + r_z)
-        h <- (1 - z) n + z h
+        r = sigmoid(u_r + r_r),    z = sigmoid(u_z + r_z),    n = tanh(u_n + r r_n)
 
-    Cho et al. 2014 (arXiv:1406.1078v1) reset h before the product instead. With the product of
-    all gates taken at once this one needs one product a step, not two.
+    Cho et al. 2014 (arXiv:1406.1078v1) reset h before the product instead of r_n behind it, bias
+    and all. With the product of all gates taken at once this one needs one product a step, not two.
     """
     reset, update, new, recurrent = jnp.split(a, 4, axis=-1)
-    n = jnp.tanh(new + jax.nn.sigmoid(reset) * recurrent)
-    z = jax.nn.sigmoid(update)
+    reset, update = jax.nn.sigmoid(reset), jax.nn.sigmoid(update)
+    return reset, update, jnp.tanh(new + reset * recurrent), recurrent
+
+
+def combine_gru(h: Float[Array, "b h"], gates: Gates, norm: Norm = None) -> Array:
+    """The GRU's new state: h <- (1 - z) n + z h."""
+    _, z, n, _ = gates
     return (1 - z) * n + z * h
+
+
+def _sigmoid_slope(y: Array) -> Array:
+    return y * (1 - y)
+
+
+def _tanh_slope(y: Array) -> Array:
+    return 1 - y * y
+
+
+def _pull_back_lstm(gates: Gates, dgates: Gates) -> Array:
+    slopes = _sigmoid_slope, _sigmoid_slope, _tanh_slope, _sigmoid_slope
+    parts = [dy * slope(y) for slope, y, dy in zip(slopes, gates, dgates, strict=True)]
+    return jnp.concatenate(parts, axis=-1)
+
+
+def _pull_back_gru(gates: Gates, dgates: Gates) -> Array:
+    reset, update, new, recurrent = gates
+    dreset, dupdate, dnew, _ = dgates  # r_n goes into n alone
+    dnew = dnew * _tanh_slope(new)
+    dreset = (dreset + dnew * recurrent) * _sigmoid_slope(reset)
+    dupdate = dupdate * _sigmoid_slope(update)
+    return jnp.concatenate([dreset, dupdate, dnew, dnew * reset], axis=-1)
 
 
 def _both(da: Array) -> tuple[Array, Array]:
@@ -107,10 +149,10 @@ def _split_gru(da: Array) -> tuple[Array, Array]:
 
 
 CELLS: dict[str, Cell] = {
-    "tanh": simple(jnp.tanh),
-    "relu": simple(jax.nn.relu),
-    "gru": Cell(3, _join_gru, _split_gru, combine_gru),
-    "lstm": Cell(4, jnp.add, _both, combine_lstm, has_memory=True),
+    "tanh": simple(jnp.tanh, _tanh_slope),
+    "relu": simple(jax.nn.relu, lambda y: (y > 0).astype(y.dtype)),
+    "gru": Cell(3, _join_gru, _split_gru, activate_gru, _pull_back_gru, combine_gru),
+    "lstm": Cell(4, jnp.add, _both, activate_lstm, _pull_back_lstm, combine_lstm, has_memory=True),
 }
 assert set(CELLS) == set(get_args(CellName))
 
@@ -125,8 +167,8 @@ def cell_step(
     kind = find_cell(cell)
     width = params["recurrent_kernel"].shape[0]
     check_carry(cell, carry, x.shape[0], width)
-    a = kind.join(project(params, x), recur(params, hidden(carry)))
-    carry = kind.combine(carry, a, memory_norm(params))
+    gates = kind.activate(kind.join(project(params, x), recur(params, hidden(carry))))
+    carry = kind.combine(carry, gates, memory_norm(params))
     return carry, hidden(carry)
 
 
@@ -163,6 +205,11 @@ def normalise(x: Float[Array, "*b h"], scale: Float[Array, " h"]) -> Float[Array
 def hidden(carry: CellCarry) -> Float[Array, "*t b h"]:
     """Returns the h of a carry, which is also the cell's output."""
     return carry.h if isinstance(carry, LSTMCarry) else carry
+
+
+def with_hidden(carry: CellCarry, h: Any) -> CellCarry:
+    """Returns the carry with another h, be it None."""
+    return carry._replace(h=h) if isinstance(carry, LSTMCarry) else h
 
 
 def initial_carry(cell: CellName, b: int, width: int, dtype: DTypeLike = jnp.float32) -> CellCarry:

@@ -20,13 +20,14 @@ from jaxdl.layers.recurrent import (
     CellCarry,
     CellName,
     CellParams,
-    LSTMCarry,
+    Gates,
     check_carry,
     find_cell,
     hidden,
     memory_norm,
     project,
     recur,
+    with_hidden,
 )
 from jaxdl.rows import choose_rows
 
@@ -118,17 +119,17 @@ def _span(cell, reverse, params, carry, steps, valid) -> tuple[CellCarry, Array]
 
     def body(carry, x):
         u, valid = x
-        a = kind.join(u, recur(params, hidden(carry)))
-        return _masked(kind, carry, a, valid, norm=memory_norm(params))
+        gates = kind.activate(kind.join(u, recur(params, hidden(carry))))
+        return _masked(kind, carry, gates, valid, norm=memory_norm(params))
 
     return lax.scan(body, carry, (project(params, steps), valid), reverse=reverse)
 
 
 def _masked(
-    kind: Cell, carry: CellCarry, a: Array, valid: Bool[Array, " b"] | None, norm: Any = None
+    kind: Cell, carry: CellCarry, gates: Gates, valid: Bool[Array, " b"] | None, norm: Any = None
 ) -> tuple[CellCarry, Array]:
     """Takes a step where it is valid; elsewhere the carry stays and the output is zero."""
-    after = kind.combine(carry, a, norm)
+    after = kind.combine(carry, gates, norm)
     if valid is None:
         return after, hidden(after)
     return choose_rows(valid, (after, hidden(after)), (carry, jnp.zeros_like(hidden(carry))))
@@ -141,41 +142,60 @@ def _scan(kind: Cell, reverse: bool, weights, carry, u, valid) -> tuple[CellCarr
 
 
 def _forward(kind: Cell, reverse: bool, weights, carry, u, valid):
-    """Runs forward, keeping the carry before each step and what its gates were made of.
+    """Runs forward, keeping the gates of each step and an LSTM's memory before it.
 
     Both biases are added within a step: before the scan it takes one more pass over all of u.
+    Since the gates are kept, XLA on CPU computes each in a loop of its own, which it vectorises;
+    what is used but once it would put into one long loop that it does not.
     """
     kernel, bias, input_bias = weights
 
     def body(carry, x):
         u, valid = x
         a = kind.join(u + input_bias[None], hidden(carry) @ kernel + bias[None])
-        after, y = _masked(kind, carry, a, valid)
-        return after, (y, carry, a)
+        gates = kind.activate(a)
+        after, y = _masked(kind, carry, gates, valid)
+        return after, (y, with_hidden(carry, None), gates)
 
-    last, (y, before, a) = lax.scan(body, carry, (u, valid), reverse=reverse)
-    return (last, y), (kernel, before, a, valid)
+    last, (y, memory, gates) = lax.scan(body, carry, (u, valid), reverse=reverse)
+    return (last, y), (kernel, hidden(carry), y, memory, gates, valid)
 
 
 def _backward(kind: Cell, reverse: bool, saved, gradient):
-    """Runs backward: the activations are computed again, which is cheaper than keeping them."""
-    kernel, before, a, valid = saved
+    """Runs backward; of a step only what follows the gates is computed again."""
+    kernel, start, y, memory, gates, valid = saved
+    h = _hidden_before(start, y, valid, reverse)
     dcarry, dy = gradient
 
     def body(dcarry, x):
-        before, a, valid, dy = x
-        _, transpose = jax.vjp(lambda carry, a: _masked(kind, carry, a, valid), before, a)
-        dcarry, da = transpose((dcarry, dy))
-        return _add_hidden(dcarry, kind.split(da)[1] @ kernel.T), da
+        before, gates, valid, dy = x
+        take = lambda carry, gates: _masked(kind, carry, gates, valid)  # noqa: E731
+        dcarry, dgates = jax.vjp(take, before, gates)[1]((dcarry, dy))
+        da = kind.pull_back(gates, dgates)
+        more = kind.split(da)[1] @ kernel.T
+        return with_hidden(dcarry, hidden(dcarry) + more), da
 
-    dcarry, da = lax.scan(body, dcarry, (before, a, valid, dy), reverse=not reverse)
+    steps = with_hidden(memory, h), gates, valid, dy
+    dcarry, da = lax.scan(body, dcarry, steps, reverse=not reverse)
     du, dr = kind.split(da)
-    dweights = [kernel_gradient(hidden(before), dr), column_sums(dr), column_sums(du)]
+    dweights = [kernel_gradient(h, dr), column_sums(dr), column_sums(du)]
     return dweights, dcarry, du, None
 
 
-def _add_hidden(carry: CellCarry, more: Array) -> CellCarry:
-    return carry._replace(h=carry.h + more) if isinstance(carry, LSTMCarry) else carry + more
+def _hidden_before(
+    start: Float[Array, "b h"], y: Float[Array, "t b h"], valid: Bool[Array, "t b"] | None,
+    reverse: bool,
+) -> Float[Array, "t b h"]:  # fmt: skip
+    """Returns h before each valid step: the output of the step before, or where the row starts."""
+
+    def shift(x: Array, first: Array) -> Array:
+        parts = (x[1:], first[None]) if reverse else (first[None], x[:-1])
+        return jnp.concatenate(parts)
+
+    before = shift(y, start)
+    if valid is None:
+        return before
+    return jnp.where(shift(valid, jnp.ones_like(valid[0]))[..., None], before, start[None])
 
 
 _scan.defvjp(_forward, _backward)

@@ -98,6 +98,33 @@ def test_the_scan_is_the_python_loop_and_so_is_its_gradient(cell, normalise):
     close(objective(chunked), fast, 1e-5)
 
 
+@CELL
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_ragged_batch_is_its_rows_one_by_one_and_so_is_its_gradient(cell, reverse):
+    params, carry, x = make_params(cell), random_carry(cell), random(B, T, D)
+    weight = random(B, T, H, seed=9)
+
+    def one_by_one(params, carry, x):
+        rows = []
+        for i, length in enumerate(LENGTHS.tolist()):
+            row = x[i : i + 1, :length]
+            start = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], carry)
+            last, y = by_loop(cell, params, start, row[:, ::-1] if reverse else row)
+            y = y[:, ::-1] if reverse else y
+            rows.append((last, jnp.pad(y, [(0, 0), (0, T - length), (0, 0)])))
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
+
+    def objective(run):
+        def total(*inputs):
+            last, y = run(*inputs)
+            return (y * weight).sum() + sum((leaf**2).sum() for leaf in jax.tree.leaves(last))
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(params, carry, x)
+
+    ragged = partial(scan_layer, cell, lengths=LENGTHS, reverse=reverse)
+    close(objective(ragged), objective(one_by_one), 1e-5)
+
+
 @pytest.mark.parametrize("normalise", [False, True])
 def test_normalisation_is_of_each_gate_and_of_the_memory(normalise):
     """A scaled and shifted projection changes nothing where it is normalised, else it does."""
