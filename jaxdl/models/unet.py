@@ -123,6 +123,11 @@ class UNet(nn.Module):
                 x = self.doubled[level - 1](double(x))
         return self.out(self.norm(x)).astype(jnp.float32)
 
+    @nn.nowrap
+    def absent(self, labels: Int[Array, " b"]) -> Int[Array, " b"] | None:
+        """Returns what stands for no label in as many rows; None where there are no classes."""
+        return None if self.classes is None else jnp.full_like(labels, self.classes)
+
 
 class ConditionEmbedding(nn.Module):
     """Makes one vector of time and label, and a text that is never empty."""
