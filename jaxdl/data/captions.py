@@ -93,14 +93,16 @@ class SceneDataset(CaptionDataset):
 
 
 def encode_caption(tokenizer: Tokenizer, text: str) -> Int[np.ndarray, " t"]:
-    """Returns the tokens of a caption or a prompt: in lower case, one space before each word."""
-    words = " ".join(text.lower().split()).replace(" ,", ",")
-    return tokenizer.encode(f" {words}" if words else "")
+    """Returns the tokens of a caption or a prompt, brought to one way of writing."""
+    return tokenizer.encode(rewritten(text))
 
 
-def pad_captions(
-    captions: Sequence[Int[np.ndarray, " _"]], length: int
-) -> Int[np.ndarray, "b s"]:
+def rewritten(text: str) -> str:
+    """Writes a text in lower case, with one space before each word and none before a comma."""
+    return "".join(f" {word}" for word in text.lower().split()).replace(" ,", ",")
+
+
+def pad_captions(captions: Sequence[Int[np.ndarray, " _"]], length: int) -> Int[np.ndarray, "b s"]:
     """Sets captions side by side, padded with 0 to `length`, or longer where one is."""
     longest = max([length, *map(len, captions)])
     rows = np.zeros((len(captions), -(-longest // MULTIPLE) * MULTIPLE), np.int32)
@@ -121,24 +123,27 @@ def digit_scenes(
     pieces = {word for text in every_phrase() for word in WordTokenizer.split(f" {text}")}
     tokenizer = WordTokenizer(tuple(sorted(pieces)))
     length = max(len(encode_caption(tokenizer, text)) for text in every_phrase())
-    held_out, others = ([t for t in THINGS if is_held_out(t) == side] for side in (True, False))
-    train, real = (_grey(source, side) for source in (digits.train, digits.test))
-    draw = functools.partial(Scenes, seed=seed)
-    made = draw(**train, things=tuple(others), count=count, stream=0)
-    unseen = draw(**real, things=tuple(held_out), count=test, stream=1)
+    held_out, others = (
+        tuple(thing for thing in THINGS if is_held_out(thing) == out) for out in (True, False)
+    )
+    train, real = (
+        functools.partial(Scenes, *_grey(source, side), seed=seed)
+        for source in (digits.train, digits.test)
+    )
     captioned = functools.partial(Captioned, tokenizer=tokenizer, length=length)
+    unseen = real(things=held_out, count=test, stream=1)
     return SceneDataset(
         name=f"scenes of {digits.name}",
         tokenizer=tokenizer,
-        train=captioned(pictures=made),
+        train=captioned(pictures=train(things=others, count=count, stream=0)),
         test=captioned(pictures=unseen),
         digits=digits,
         unseen=unseen,
-        seen=draw(**real, things=tuple(others), count=test, stream=2),
+        seen=real(things=others, count=test, stream=2),
     )
 
 
-def _grey(source: Source, side: int) -> dict[str, np.ndarray]:
+def _grey(source: Source, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the pictures of digits, uint8 [n side side], and their labels."""
     arrays = load_into_memory(source).arrays
     images = arrays["image"]
@@ -146,7 +151,7 @@ def _grey(source: Source, side: int) -> dict[str, np.ndarray]:
         smaller = jax.jit(lambda x: resize(to_float(x), (side, side)) * 255)
         parts = [np.rint(smaller(images[i : i + 4096])) for i in range(0, len(images), 4096)]
         images = np.concatenate(parts).astype(np.uint8)
-    return {"images": images[..., 0], "labels": np.asarray(arrays["label"])}
+    return images[..., 0], arrays["label"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,7 +218,7 @@ def caption_folder(
         raise UserError(
             f'{root}: has no {CAPTIONS} with lines like {{"file_name": "1.png", "text": "a cat"}}'
         )
-    tokenizer = BPETokenizer.train((f" {text.lower()}" for text in train.captions), size=vocabulary)
+    tokenizer = BPETokenizer.train(map(rewritten, train.captions), size=vocabulary)
     lengths = [len(encode_caption(tokenizer, text)) for text in (*train.captions, *test.captions)]
     if longer := sum(n > length for n in lengths):
         _LOG.warning("%d captions have more than %d tokens, and are cut", longer, length)

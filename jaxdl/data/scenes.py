@@ -104,7 +104,7 @@ def every_phrase() -> Iterator[str]:
         yield arrangement.words.format(*[thing] * arrangement.count)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Scenes:
     """Scenes by number, of the given things, drawn with the given pictures of digits.
 
@@ -114,6 +114,7 @@ class Scenes:
 
     images: UInt8[np.ndarray, "n side side"]
     labels: Int[np.ndarray, " n"]
+    _: dataclasses.KW_ONLY
     things: tuple[Thing, ...]
     count: int
     seed: int

@@ -72,6 +72,13 @@ class ImageConfig(RunConfig):
         for name in ("rotation", "translate", "shear", "brightness", "contrast", "crop_padding"):
             self._require(getattr(self, name) >= 0, name, "must not be negative")
 
+    def _require_halves(self, levels: int) -> None:
+        """Refuses sides that do not halve evenly from level to level."""
+        factor = 2 ** (levels - 1)
+        for name, side in zip(("image_size", "image_width"), self.size, strict=True):
+            what = f"must be a multiple of {factor} to halve evenly"
+            self._require(side % factor == 0, name, what)
+
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of what the network takes."""
