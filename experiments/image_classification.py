@@ -57,7 +57,7 @@ class Config(ImageConfig):
         for name in ("dropout", "label_smoothing"):
             self._require(0 <= getattr(self, name) < 1, name, "must lie in [0, 1)")
         if self.model != "mlp":
-            self._require_halves(len(self.widths))
+            self._require_multiple(2 ** (len(self.widths) - 1))
 
 
 RECIPE = Config(rotation=10, brightness=0.2, contrast=0.2, weight_decay=1e-4, epochs=5)

@@ -78,6 +78,7 @@ class TextToImage(nn.Module):
     blocks: int = 2
     attention: tuple[bool, ...] = (False, False, True)
     heads: int = 4
+    patch: int = 1
     dropout: float = 0.0
     remat: bool = False
     dtype: DTypeLike | None = None
@@ -92,7 +93,8 @@ class TextToImage(nn.Module):
         self.encoder = TextEncoder(self.vocabulary, self.text_width, self.text_layers, **shared)
         self.unet = UNet(
             self.channels, width=self.width, multipliers=self.multipliers, blocks=self.blocks,
-            attention=self.attention, text_width=self.text_width, remat=self.remat, **shared,
+            attention=self.attention, text_width=self.text_width, patch=self.patch,
+            remat=self.remat, **shared,
         )  # fmt: skip
 
     def __call__(
@@ -105,7 +107,7 @@ class TextToImage(nn.Module):
     ) -> Float[Array, "b h w c"]:
         """Computes an image for each, float32; without tokens, as without text.
 
-        Height and width must be divisible by 2 ** (len(multipliers) - 1), ValueError otherwise.
+        Height and width must be divisible by patch * 2 ** (len(multipliers) - 1), ValueError otherwise.
         While training it draws from the rng "dropout".
         """
         if tokens is None:

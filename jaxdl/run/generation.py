@@ -55,6 +55,8 @@ class GenerationConfig(ImageConfig):
     """Whether a level has attention."""
     heads: int = 4
     """Heads of every attention."""
+    patch: int = 1
+    """Pixels a side of the squares that the U-Net takes for its pixels."""
     dropout: float = 0.1
     """Probability of dropping a unit within a block."""
 
@@ -74,7 +76,7 @@ class GenerationConfig(ImageConfig):
         super().__post_init__()
         for name in ("mean", "std"):
             self._require(getattr(self, name) == 0.5, name, "must be 0.5: images lie in [-1, 1]")
-        for name in ("width", "blocks", "heads", "sampler_steps"):
+        for name in ("width", "blocks", "heads", "patch", "sampler_steps"):
             self._require(getattr(self, name) > 0, name, "must be above 0")
         self._require(min(self.multipliers, default=0) > 0, "multipliers", "must be above 0")
         self._require(0 <= self.dropout < 1, "dropout", "must lie in [0, 1)")
@@ -82,7 +84,7 @@ class GenerationConfig(ImageConfig):
         self._require(
             len(self.attention) == levels, "attention", "must be as many as --multipliers"
         )
-        self._require_halves(levels)
+        self._require_multiple(self.patch * 2 ** (levels - 1))
 
     @property
     def sampling(self) -> Sampling:
@@ -92,8 +94,8 @@ class GenerationConfig(ImageConfig):
     @property
     def network(self) -> dict[str, Any]:
         """The options of the U-Net, by its own names."""
-        names = ("channels", "width", "multipliers", "blocks", "attention", "heads", "dropout")
-        return {name: getattr(self, name) for name in (*names, "dtype")}
+        names = ("channels", "width", "multipliers", "blocks", "attention", "heads", "patch")
+        return {name: getattr(self, name) for name in (*names, "dropout", "dtype")}
 
     @property
     def about(self) -> dict[str, Any]:

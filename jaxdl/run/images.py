@@ -72,9 +72,8 @@ class ImageConfig(RunConfig):
         for name in ("rotation", "translate", "shear", "brightness", "contrast", "crop_padding"):
             self._require(getattr(self, name) >= 0, name, "must not be negative")
 
-    def _require_halves(self, levels: int) -> None:
-        """Refuses sides that do not halve evenly from level to level."""
-        factor = 2 ** (levels - 1)
+    def _require_multiple(self, factor: int) -> None:
+        """Refuses sides that do not halve evenly from level to level of a network."""
         for name, side in zip(("image_size", "image_width"), self.size, strict=True):
             what = f"must be a multiple of {factor} to halve evenly"
             self._require(side % factor == 0, name, what)
