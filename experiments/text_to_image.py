@@ -48,9 +48,9 @@ PRESETS = {
     "digits": DIGITS,
     "mnist": dataclasses.replace(
         DIGITS, dataset="mnist", image_size=32, image_width=48, width=96, blocks=2,
-        multipliers=(1, 2, 2), attention=(False, True, True), text_width=128, text_layers=3, batch_size=128, scenes=4_000_000,
-        learning_rate=5e-4, warmup=1000, ema_decay=0.9995, measured=2000, judge_epochs=12,
-        workers=4,
+        multipliers=(1, 2, 2), attention=(False, True, True), text_width=128, text_layers=3,
+        batch_size=128, scenes=4_000_000, learning_rate=5e-4, warmup=1000, ema_decay=0.9995,
+        measured=2000, judge_epochs=12, workers=4,
     ),
     "folder": dataclasses.replace(
         DIGITS, dataset="folder", image_size=64, image_width=None, patch=1, width=64, blocks=2,

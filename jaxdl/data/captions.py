@@ -77,7 +77,7 @@ class CaptionDataset:
 
     def title(self, example: Example) -> str:
         """Says what an example shows."""
-        return self.tokenizer.decode(example["tokens"]).strip()
+        return self.tokenizer.decode(np.asarray(example["tokens"])).strip()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -107,8 +107,8 @@ class TextToImage(nn.Module):
     ) -> Float[Array, "b h w c"]:
         """Computes an image for each, float32; without tokens, as without text.
 
-        Height and width must be divisible by patch * 2 ** (len(multipliers) - 1), ValueError otherwise.
-        While training it draws from the rng "dropout".
+        Height and width must be divisible by patch * 2 ** (len(multipliers) - 1), ValueError
+        otherwise. While training it draws from the rng "dropout".
         """
         if tokens is None:
             return self.unet(x, time, train=train)

@@ -102,8 +102,8 @@ class UNet(nn.Module):
         """Computes an image for each, float32.
 
         The mask is true where there is text, everywhere if it is not given. Height and width must
-        be divisible by patch * 2 ** (len(multipliers) - 1). ValueError otherwise, and for conditions that
-        the network has not been made for. While training it draws from the rng "dropout".
+        be divisible by patch * 2 ** (len(multipliers) - 1). ValueError otherwise, and for
+        conditions that the network has not been made for. While training it draws from the rng "dropout".
         """
         check_divisible(x, self.patch * 2 ** (len(self.multipliers) - 1))
         given = self.conditions(time, labels, text, text_mask)
