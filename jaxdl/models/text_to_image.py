@@ -94,7 +94,7 @@ class TextToImage(nn.Module):
         self.unet = UNet(
             self.channels, width=self.width, multipliers=self.multipliers, blocks=self.blocks,
             attention=self.attention, text_width=self.text_width, patch=self.patch,
-            remat=self.remat, **shared,
+            positions=True, remat=self.remat, **shared,
         )  # fmt: skip
 
     def __call__(

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, UInt8
 
 from jaxdl.diffusion import denoising_loss
-from jaxdl.diffusion.process import like
 from jaxdl.errors import UserError
 from jaxdl.keys import derive
 from jaxdl.metrics import Mean
 from jaxdl.models import TextToImage, UNet
 from jaxdl.models.apply import apply
+from jaxdl.rows import choose_rows
 from jaxdl.run.cli import VerbConfig
 from jaxdl.run.generator import (
     NOISES,
@@ -125,7 +125,7 @@ def make_loss(
         absent = None if told is None else model.absent(told)
         if train and told is not None and absent is not None:
             drop = jax.random.bernoulli(derive(key, "labels"), withheld, (len(told),))
-            told = jnp.where(like(drop, told), absent, told)
+            told = choose_rows(drop, absent, told)
         rngs = {"dropout": derive(key, "dropout")} if train else None
 
         def network(x, time):
