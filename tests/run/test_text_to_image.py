@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import signal
 from functools import partial
 
 import jax
@@ -17,6 +18,7 @@ from jaxdl.errors import UserError
 from jaxdl.models import TextToImage, UNet
 from jaxdl.run.generation import make_loss
 from jaxdl.run.generator import Sampling, load_generator
+from jaxdl.run.log import Log
 from jaxdl.run.pictures import GAP
 from jaxdl.run.text_to_image import read_prompts
 
@@ -190,6 +192,35 @@ def test_numbers_that_cannot_be_meant_are_refused(changes, told):
 def test_a_folder_has_to_be_given():
     with pytest.raises(UserError, match="--dataset folder needs --folder PATH"):
         build(PRESETS["folder"])
+
+
+@pytest.mark.slow
+def test_a_run_that_was_interrupted_goes_on_bit_for_bit(run, tmp_path, monkeypatch):
+    interval = Log.interval
+
+    def logged(log, at, stepping):
+        interval(log, at, stepping)
+        if at == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "interval", logged)
+        with pytest.raises(SystemExit, match="143"):
+            main(*TINY, "--workdir", tmp_path)
+    assert not (tmp_path / "report.json").exists()
+    main(*TINY, "--workdir", tmp_path)
+    weights = "model/model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (run / weights).read_bytes()
+    reports = [json.loads((path / "report.json").read_text()) for path in (tmp_path, run)]
+    assert reports[0]["test"] == reports[1]["test"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=1", "data=2,tensor=2"])
+def test_a_run_is_the_same_on_any_mesh(run, tmp_path, mesh):
+    main(*TINY, "--workdir", tmp_path, "--mesh", mesh)
+    reports = [json.loads((path / "report.json").read_text()) for path in (tmp_path, run)]
+    assert reports[0]["test"]["loss"] == pytest.approx(reports[1]["test"]["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
