@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxdl.data import SceneDataset, make_pipeline
 from jaxdl.models import TextToImage
@@ -58,6 +59,10 @@ PRESETS = {
         text_layers=3, dropout=0.1, epochs=300, learning_rate=5e-4, ema_decay=0.999,
     ),
 }  # fmt: skip
+
+
+# The U-Net's last convolution is called as the way out of attention is, and stays whole.
+RULES = ((r"unet/out/", PartitionSpec()), *TRANSFORMER)
 
 
 def make_model(config: CaptionConfig, vocabulary: int) -> TextToImage:
@@ -113,7 +118,7 @@ def build(config: CaptionConfig) -> Experiment:
         train=train,
         test=make_pipeline(data.test, config.eval_batch_size, seed=None, workers=config.workers),
         metric=("loss", "min"),
-        rules=TRANSFORMER,
+        rules=RULES,
         preview=preview,
         observe=observe,
         finish=finish,
