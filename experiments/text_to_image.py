@@ -40,8 +40,8 @@ from jaxdl.types import Key
 
 # All options are those of every experiment on captioned pictures.
 DIGITS = CaptionConfig(
-    image_size=16, image_width=24, patch=2, width=48, multipliers=(1, 2), blocks=1, dropout=0.0,
-    attention=(True, True), batch_size=32, epochs=1, eval_every=1000, learning_rate=2e-3,
+    image_size=16, image_width=24, patch=2, width=48, multipliers=(1, 2, 2), blocks=1, dropout=0.0,
+    attention=(True, True, True), noise="linear", batch_size=32, epochs=1, eval_every=1000, learning_rate=2e-3,
     schedule="cosine", warmup=200, clip_norm=1.0, ema_decay=0.998, guidance=2.0,
 )  # fmt: skip
 
