@@ -23,7 +23,7 @@ from jaxdl.metrics import Mean, correct
 from jaxdl.models import MLP, ReferenceCNN, ResidualCNN
 from jaxdl.models.apply import apply, initialise
 from jaxdl.models.cnn import Norm
-from jaxdl.run.classification import predict, predict_all, report_predictions
+from jaxdl.run.classification import PREPARED, predict, predict_all, report_predictions
 from jaxdl.run.cli import Script
 from jaxdl.run.experiment import Experiment
 from jaxdl.run.images import ImageConfig, draw_inputs, load, prepare
@@ -57,9 +57,7 @@ class Config(ImageConfig):
         for name in ("dropout", "label_smoothing"):
             self._require(0 <= getattr(self, name) < 1, name, "must lie in [0, 1)")
         if self.model != "mlp":
-            side = 2 ** (len(self.widths) - 1)
-            what = f"must be a multiple of {side} to halve evenly"
-            self._require(self.image_size % side == 0, "image_size", what)
+            self._require_multiple(2 ** (len(self.widths) - 1))
 
 
 RECIPE = Config(rotation=10, brightness=0.2, contrast=0.2, weight_decay=1e-4, epochs=5)
@@ -137,7 +135,7 @@ def build(config: Config) -> Experiment:
         return report_predictions(predictions, data.test, data.classes, workdir.figures)
 
     about = {"classes": data.classes, "stored_shape": data.train[0]["image"].shape}
-    about |= {name: getattr(config, name) for name in ("image_size", "channels", "mean", "std")}
+    about |= {name: getattr(config, name) for name in PREPARED}
     return Experiment(
         dataset=data.name,
         model=model,

@@ -17,21 +17,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.data import make_pipeline
-from jaxdl.diffusion import denoising_loss
-from jaxdl.keys import derive
-from jaxdl.metrics import Mean
 from jaxdl.models import UNet
-from jaxdl.models.apply import apply, initialise
+from jaxdl.models.apply import initialise
 from jaxdl.run.cli import Script
 from jaxdl.run.experiment import Experiment
-from jaxdl.run.generation import GenerationConfig, image_keys, inpaint, sample
-from jaxdl.run.generation_report import Real, draw_reverse, draw_samples, report_samples
-from jaxdl.run.generator import NOISES, PREDICTIONS, Generator
-from jaxdl.run.hosts import gathered
-from jaxdl.run.images import draw_inputs, load, prepare
+from jaxdl.run.generation import GenerationConfig, make_loss
+from jaxdl.run.generation_report import Real, by_class, draw_reverse, draw_samples, report_samples
+from jaxdl.run.generation_verbs import inpaint, sample
+from jaxdl.run.images import draw_inputs, load
 from jaxdl.run.judge import trained_judge
 from jaxdl.run.workdir import Workdir
-from jaxdl.train import Aux, Loss, TrainState
+from jaxdl.train import TrainState
 from jaxdl.train.sharding import Placement
 from jaxdl.types import Key
 
@@ -79,35 +75,7 @@ PRESETS = {
 
 def make_model(config: Config, classes: int) -> UNet:
     """Makes the config's network."""
-    return UNet(
-        config.channels, width=config.width, multipliers=config.multipliers, blocks=config.blocks,
-        attention=config.attention, heads=config.heads, dropout=config.dropout, dtype=config.dtype,
-        classes=classes if config.conditional else None,
-    )  # fmt: skip
-
-
-def make_loss(config: Config, model: UNet) -> Loss:
-    """Makes the squared error of what the network predicts of noisy images, a number an image."""
-
-    def loss(params, model_state, batch, key, *, train):
-        x0 = prepare(config, batch["image"], derive(key, "augment") if train else None)
-        labels, none = batch["label"] if config.conditional else None, model.classes or 0
-        if train and labels is not None:
-            drop = jax.random.bernoulli(derive(key, "labels"), config.label_dropout, labels.shape)
-            labels = jnp.where(drop, none, labels)
-        rngs = {"dropout": derive(key, "dropout")} if train else None
-
-        def network(x, time):
-            return apply(model, params, model_state, x, time, labels, train=train, rngs=rngs)[0]
-
-        errors = denoising_loss(
-            network, x0, image_keys(derive(key, "noise"), batch["image"]),
-            schedule=NOISES[config.noise], prediction=PREDICTIONS[config.prediction],
-        )  # fmt: skip
-        mean = Mean.of(errors.mean((1, 2, 3)), batch.get("mask"))
-        return mean, Aux({"loss": mean}, model_state)
-
-    return loss
+    return UNet(**config.network, classes=classes if config.conditional else None)
 
 
 def build(config: Config) -> Experiment:
@@ -115,13 +83,10 @@ def build(config: Config) -> Experiment:
     data = load(config)
     model = make_model(config, len(data.classes))
     pipeline = partial(make_pipeline, workers=config.workers)
+    given = "label" if config.conditional else None
 
     def init(key: Key):
         return initialise(model, key, jnp.zeros((1, *config.input_shape)), jnp.zeros(1))
-
-    def generator(state: TrainState) -> Generator:
-        weights = gathered(state.weights)
-        return Generator(model, weights, config.input_shape, config.noise, config.prediction)
 
     def preview(workdir: Workdir) -> None:
         draw_inputs(config, data, workdir.figures / "inputs.png")
@@ -130,27 +95,27 @@ def build(config: Config) -> Experiment:
     drawn: dict[str, Any] = {"how": config.sampling, "key": jax.random.key(config.seed)}
 
     def observe(state: TrainState, workdir: Workdir) -> None:
-        draw_samples(generator(state), workdir.samples / f"{int(state.step)}.png", **drawn)
+        trained, path = config.generator(model, state), workdir.samples / f"{int(state.step)}.png"
+        draw_samples(trained, by_class(trained), path, **drawn)
 
     def finish(state: TrainState, workdir: Workdir, placement: Placement) -> dict[str, Any]:
-        trained, figures = generator(state), workdir.figures
+        trained, figures = config.generator(model, state), workdir.figures
         judge = trained_judge(
             config, data, workdir.path / "judge", epochs=config.judge_epochs, placement=placement
         )
-        draw_samples(trained, figures / "samples.png", **drawn)
-        draw_reverse(trained, figures, **drawn)
+        draw_samples(trained, by_class(trained), figures / "samples.png", **drawn)
+        draw_reverse(trained, by_class(trained, each=1), figures, **drawn)
         train = Real.of(config, data.train, 20_000)
         test = Real.of(config, data.test, config.measured)
         return report_samples(trained, judge, train, test, figures=figures, **drawn)
 
     about = {"classes": data.classes, "stored_shape": data.train[0]["image"].shape}
-    about |= {"noise": config.noise, "prediction": config.prediction}
     return Experiment(
         dataset=data.name,
         model=model,
-        about={**about, "image_shape": config.input_shape},
+        about=about | config.about,
         init=init,
-        loss=make_loss(config, model),
+        loss=make_loss(config, model, given, withheld=config.label_dropout),
         train=pipeline(data.train, config.batch_size, seed=config.seed),
         test=pipeline(data.test, config.eval_batch_size, seed=None),
         metric=("loss", "min"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import language_modeling
+from experiments import language_modeling, text_to_image
 from experiments.image_classification import PRESETS, SCRIPT, make_model
 
 MNIST = os.environ.get("JAXDL_TEST_TFDS")
@@ -104,3 +105,42 @@ def test_the_source_of_the_standard_library_is_modelled(tmp_path):
     assert 0 < report["test"]["bits_per_char"] < 8
     assert 1.5 < report["baselines"]["order_4"] < 2.5
     assert (tmp_path / "samples" / f"{report['steps']}.txt").read_text().startswith("def ")
+
+
+def prompted(folder, *arguments):
+    """Trains text to image for two steps, and draws what it is told."""
+    text_to_image.SCRIPT.main([*arguments, *SHRUNK, "--sampler-steps", "2", "--workdir", folder])
+    report = json.loads((Path(folder) / "report.json").read_text())
+    assert report["steps"] == 2
+    assert np.isfinite(report["test"]["loss"])
+    out = str(Path(folder) / "sheet.png")
+    text_to_image.SCRIPT.main(
+        ["sample", "--workdir", folder, "--prompt", "a red two", "--steps", "2", "--out", out]
+    )
+    assert Path(out).is_file()
+    return report
+
+
+@pytest.mark.slow
+def test_scenes_of_the_embedded_digits_are_drawn(tmp_path):
+    few = ("--scenes", "16", "--measured", "8", "--judge-epochs", "1")
+    report = prompted(str(tmp_path), "digits", *few)
+    assert report["dataset"] == "scenes of digits"
+    assert report["test"]["real_position_accuracy"] == 1
+
+
+@pytest.mark.slow
+def test_captioned_pictures_of_ones_own_are_drawn(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    lines = []
+    for i in range(20):
+        Image.fromarray(rng.integers(0, 256, (20 + i, 30, 3), np.uint8)).save(folder / f"{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": f"Noise, number {i}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    small = ("--width", "8", "--image-size", "16", "--epochs", "0.8", "--eval-batch-size", "8")
+    where = str(tmp_path / "run")
+    report = prompted(where, "folder", "--folder", str(folder), *small)
+    assert report["dataset"] == f"folder:{folder}"
+    assert set(report["test"]) == {"loss"}

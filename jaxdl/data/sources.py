@@ -72,6 +72,10 @@ class ImageDataset:
         """The (h, w, c) of every image; decodes the first one where they are in files."""
         return self.train[0]["image"].shape  # pyright: ignore[reportReturnType]
 
+    def title(self, example: Example) -> str:
+        """Names what an example shows."""
+        return self.classes[int(example["label"])]
+
 
 def check_labels(
     labels: Int[np.ndarray, " b"], *, classes: int, where: str, first: int = 0

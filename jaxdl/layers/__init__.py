@@ -7,7 +7,7 @@ from jaxdl.layers.norm import GroupNorm, group_norm
 from jaxdl.layers.recurrent import LSTMCarry, cell_step
 from jaxdl.layers.recurrent_scan import scan_layer
 from jaxdl.layers.recurrent_stack import Recurrent, RecurrentLayer
-from jaxdl.layers.resample import double, halve
+from jaxdl.layers.resample import double, fold, halve, unfold
 
 __all__ = [
     "ACTIVATIONS",
@@ -23,8 +23,10 @@ __all__ = [
     "conv",
     "double",
     "dropout",
+    "fold",
     "group_norm",
     "halve",
     "max_pool",
     "scan_layer",
+    "unfold",
 ]

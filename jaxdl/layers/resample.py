@@ -1,5 +1,7 @@
 """Half and double the size of images, channels last: the plain forms, to convolve after.
 
+Also patches: squares of pixels as one pixel of more channels, which loses nothing.
+
 Convolutions with a stride, and transposed ones, are slow on CPU, and the latter leave checkerboards
 (Odena et al. 2016, doi:10.23915/distill.00003).
 """
@@ -37,3 +39,17 @@ def double(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
 
 _halve.defvjp(lambda x: (_halve(x), None), lambda _, g: (double(g) / 4,))
 double.defvjp(lambda x: (double(x), None), lambda _, g: (_halve(g) * 4,))
+
+
+def fold(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b i j o"]:
+    """Makes each patch x patch square of pixels one pixel, with all their channels."""
+    b, h, w, c = x.shape
+    squares = x.reshape(b, h // patch, patch, w // patch, patch, c).swapaxes(2, 3)
+    return squares.reshape(b, h // patch, w // patch, patch * patch * c)
+
+
+def unfold(x: Float[Array, "b i j o"], patch: int) -> Float[Array, "b h w c"]:
+    """Spreads each pixel's channels over a patch x patch square: the inverse of `fold`."""
+    b, i, j, o = x.shape
+    squares = x.reshape(b, i, j, patch, patch, o // patch**2).swapaxes(2, 3)
+    return squares.reshape(b, i * patch, j * patch, o // patch**2)

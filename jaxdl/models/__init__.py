@@ -4,6 +4,7 @@ from jaxdl.models.cnn import ReferenceCNN, ResidualCNN
 from jaxdl.models.encoder_decoder import EncoderDecoder
 from jaxdl.models.mlp import MLP
 from jaxdl.models.rnn import RecurrentLM, SequenceClassifier, SequenceTagger
+from jaxdl.models.text_to_image import TextToImage
 from jaxdl.models.transformer import TransformerLM
 from jaxdl.models.unet import UNet
 
@@ -15,6 +16,7 @@ __all__ = [
     "ResidualCNN",
     "SequenceClassifier",
     "SequenceTagger",
+    "TextToImage",
     "TransformerLM",
     "UNet",
 ]

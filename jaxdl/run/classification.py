@@ -25,6 +25,9 @@ from jaxdl.run.report import draw_confusion_matrix, draw_images
 from jaxdl.run.workdir import Workdir
 from jaxdl.train.state import TrainState
 
+# Options that say how a picture is brought to the network; exported with it.
+PREPARED = ("image_size", "image_width", "channels", "mean", "std")
+
 
 class Predictions(NamedTuple):
     """Of each example, in the order of the set, its label and the probability of each class."""
@@ -117,8 +120,7 @@ def predict(options: PredictConfig) -> None:
         raise UserError("predict needs a picture file, or several")
     CompilationCache()
     model, params, model_state, about = load_model(Workdir(options.workdir).model)
-    shared = ("image_size", "channels", "mean", "std")
-    config = ImageConfig(**{name: about[name] for name in shared})
+    config = ImageConfig(**{name: about[name] for name in PREPARED if name in about})
     height, width, channels = about["stored_shape"]
     pictures = [decode_image(p, size=(height, width), channels=channels) for p in options.images]
     images = np.stack(pictures)

@@ -1,37 +1,36 @@
-"""What every experiment that generates images shares: its options, and its verbs."""
+"""What every experiment that generates images shares: its options, and its loss."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import tyro
-from jaxtyping import Array, Bool, UInt8
+from jaxtyping import Array, UInt8
 
-from jaxdl.backend import CompilationCache
-from jaxdl.data import decode_image
+from jaxdl.diffusion import denoising_loss
 from jaxdl.errors import UserError
-from jaxdl.interop.safetensors import load_model
 from jaxdl.keys import derive
-from jaxdl.models import UNet
+from jaxdl.metrics import Mean
+from jaxdl.models import TextToImage, UNet
+from jaxdl.models.apply import apply
+from jaxdl.rows import choose_rows
 from jaxdl.run.cli import VerbConfig
 from jaxdl.run.generator import (
     NOISES,
+    PREDICTIONS,
     Generator,
     NoiseName,
     PredictionName,
     Sampling,
     SolverName,
 )
-from jaxdl.run.images import ImageConfig
-from jaxdl.run.pictures import save_picture, sheet
-from jaxdl.run.progress import say
+from jaxdl.run.hosts import gathered
+from jaxdl.run.images import ImageConfig, prepare
 from jaxdl.run.workdir import Workdir
+from jaxdl.train import Aux, Loss, TrainState
 from jaxdl.types import Key
 
 
@@ -56,6 +55,8 @@ class GenerationConfig(ImageConfig):
     """Whether a level has attention."""
     heads: int = 4
     """Heads of every attention."""
+    patch: int = 1
+    """Pixels a side of the squares that the U-Net takes for its pixels."""
     dropout: float = 0.1
     """Probability of dropping a unit within a block."""
 
@@ -75,7 +76,7 @@ class GenerationConfig(ImageConfig):
         super().__post_init__()
         for name in ("mean", "std"):
             self._require(getattr(self, name) == 0.5, name, "must be 0.5: images lie in [-1, 1]")
-        for name in ("width", "blocks", "heads", "sampler_steps"):
+        for name in ("width", "blocks", "heads", "patch", "sampler_steps"):
             self._require(getattr(self, name) > 0, name, "must be above 0")
         self._require(min(self.multipliers, default=0) > 0, "multipliers", "must be above 0")
         self._require(0 <= self.dropout < 1, "dropout", "must lie in [0, 1)")
@@ -83,14 +84,61 @@ class GenerationConfig(ImageConfig):
         self._require(
             len(self.attention) == levels, "attention", "must be as many as --multipliers"
         )
-        side = 2 ** (levels - 1)
-        what = f"must be a multiple of {side} to halve evenly"
-        self._require(self.image_size % side == 0, "image_size", what)
+        self._require_multiple(self.patch * 2 ** (levels - 1))
 
     @property
     def sampling(self) -> Sampling:
         """How samples are taken in evaluation."""
         return Sampling(self.sampler, self.sampler_steps, self.guidance)
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The options of the U-Net, by its own names."""
+        names = ("channels", "width", "multipliers", "blocks", "attention", "heads", "patch")
+        return {name: getattr(self, name) for name in (*names, "dropout", "dtype")}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What has to be known of an exported network, to sample from it."""
+        return {
+            "image_shape": self.input_shape, "noise": self.noise, "prediction": self.prediction
+        }  # fmt: skip
+
+    def generator(self, model: UNet | TextToImage, state: TrainState) -> Generator:
+        """Makes a source of images of a state in training."""
+        weights = gathered(state.weights)
+        return Generator(model, weights, self.input_shape, self.noise, self.prediction)
+
+
+def make_loss(
+    config: GenerationConfig, model: UNet | TextToImage, given: str | None, *, withheld: float
+) -> Loss:
+    """Makes the squared error of what the network predicts of noisy images, a number an image.
+
+    The network is told `batch[given]`, and while training nothing in a share `withheld` of the
+    rows (Ho and Salimans 2022, algorithm 1, arXiv:2207.12598); with None it is told nothing.
+    """
+
+    def loss(params, model_state, batch, key, *, train):
+        x0 = prepare(config, batch["image"], derive(key, "augment") if train else None)
+        told = None if given is None else batch[given]
+        absent = None if told is None else model.absent(told)
+        if train and told is not None and absent is not None:
+            drop = jax.random.bernoulli(derive(key, "labels"), withheld, (len(told),))
+            told = choose_rows(drop, absent, told)
+        rngs = {"dropout": derive(key, "dropout")} if train else None
+
+        def network(x, time):
+            return apply(model, params, model_state, x, time, told, train=train, rngs=rngs)[0]
+
+        errors = denoising_loss(
+            network, x0, image_keys(derive(key, "noise"), batch["image"]),
+            schedule=NOISES[config.noise], prediction=PREDICTIONS[config.prediction],
+        )  # fmt: skip
+        mean = Mean.of(errors.mean((1, 2, 3)), batch.get("mask"))
+        return mean, Aux({"loss": mean}, model_state)
+
+    return loss
 
 
 def image_keys(key: Key, images: UInt8[Array, "b h w c"]) -> Key:
@@ -103,106 +151,30 @@ def image_keys(key: Key, images: UInt8[Array, "b h w c"]) -> Key:
     return jax.vmap(lambda number: derive(key, number))((pixels * weights[None]).sum(1))
 
 
-def load_generator(workdir: Path) -> tuple[Generator, Mapping[str, Any]]:
-    """Reads what a run has exported, and what is said about it; UserError where there is none."""
-    CompilationCache()
-    folder = Workdir(workdir).model
-    model, params, _, about = load_model(folder)
-    if not isinstance(model, UNet) or "prediction" not in about:
-        raise UserError(f"{folder} holds no generator of images")
-    shape = tuple(about["image_shape"])
-    return Generator(model, params, shape, about["noise"], about["prediction"]), about
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleConfig(VerbConfig):
-    """Options of `sample`."""
+class SamplingConfig(VerbConfig):
+    """Options of every verb `sample`."""
 
-    label: str | None = None
-    """The class to sample [default: each of them]."""
-    count: int = 8
-    """Pictures a class."""
     sampler: SolverName = "dpm"
     """How to get from one noise level to the next."""
     steps: int = 20
     """Steps from noise to picture."""
     guidance: float = 1.0
-    """1 is the network as it is, more exaggerates what tells the class."""
+    """1 is the network as it is, more exaggerates what it was told."""
     seed: int = 0
     """The same seed draws the same pictures."""
     out: Path | None = None
     """Where to write the sheet [default: samples/sample.png in the workdir]."""
 
+    @property
+    def how(self) -> Sampling:
+        """How samples are taken."""
+        return Sampling(self.sampler, self.steps, self.guidance)
 
-def sample(options: SampleConfig) -> None:
-    """Draws a sheet of pictures, a row a class."""
-    generator, about = load_generator(options.workdir)
-    check_sampling(generator, options.count, options.steps)
-    names = about["classes"] if generator.model.classes is not None else [""]
-    chosen = range(len(names)) if options.label is None else [number(names, options.label)]
-    labels = np.repeat(np.array(chosen, np.int32), options.count)
-    how = Sampling(options.sampler, options.steps, options.guidance)
-    images = generator.sample(labels, jax.random.key(options.seed), how)
-    path = options.out or Workdir(options.workdir).samples / "sample.png"
-    save_picture(path, sheet(images, columns=options.count))
-    told = [names[i] for i in chosen]
-    say(f"{path}  {options.count} of each: {', '.join(told)}" if told[0] else str(path))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InpaintConfig(VerbConfig):
-    """Options of `inpaint`."""
-
-    picture: tyro.conf.Positional[Path]
-    """A picture file."""
-    hide: Literal["left", "right", "top", "bottom", "middle"] = "bottom"
-    """The part to make up."""
-    label: str | None = None
-    """What the picture shows [default: it is not told]."""
-    count: int = 8
-    """Pictures to make."""
-    steps: int = 50
-    """Steps from noise to picture; each is taken three times."""
-    guidance: float = 1.0
-    """As of `sample`, where there is a label."""
-    invert: bool = False
-    """Invert the picture: for dark strokes on white paper, where training had the reverse."""
-    seed: int = 0
-    """The same seed draws the same pictures."""
-    out: Path | None = None
-    """Where to write the sheet [default: samples/inpaint.png in the workdir]."""
-
-
-def inpaint(options: InpaintConfig) -> None:
-    """Makes up what is hidden of a picture: the picture, what is shown of it, and the results."""
-    generator, about = load_generator(options.workdir)
-    check_sampling(generator, options.count, options.steps)
-    h, w, c = generator.shape
-    stored = about["stored_shape"]
-    picture = decode_image(options.picture, size=(h, w), channels=stored[-1])
-    picture = np.broadcast_to((255 - picture if options.invert else picture) / 255, (h, w, c))
-    mask = np.broadcast_to(shown(h, w, options.hide)[..., None], (h, w, c))
-    known, masks = (np.broadcast_to(a, (options.count, h, w, c)) for a in (picture, mask))
-    none = generator.model.classes or 0
-    told = none if options.label is None else number(about["classes"], options.label)
-    how = Sampling("ddpm", options.steps, 1.0 if options.label is None else options.guidance)
-    labels = np.full(options.count, told, np.int32)
-    key = jax.random.key(options.seed)
-    images = generator.inpaint(known.astype(np.float32), masks, labels, key=key, how=how)
-    path = options.out or Workdir(options.workdir).samples / "inpaint.png"
-    rows = np.concatenate([picture[None], np.where(mask, picture, 0.5)[None], images])
-    save_picture(path, sheet(rows, columns=len(rows)))
-    say(f"{path}  the picture, what was shown of it, and {options.count} completions")
-
-
-def shown(h: int, w: int, hide: str) -> Bool[np.ndarray, "h w"]:
-    """Makes the mask of what is shown when a half of a picture is hidden, or its middle."""
-    y, x = np.mgrid[:h, :w]
-    hidden = {
-        "left": x < w // 2, "right": x >= w // 2, "top": y < h // 2, "bottom": y >= h // 2,
-        "middle": (abs(2 * y - h + 1) <= h // 2) & (abs(2 * x - w + 1) <= w // 2),
-    }  # fmt: skip
-    return ~hidden[hide]
+    @property
+    def path(self) -> Path:
+        """Where the sheet goes."""
+        return self.out or Workdir(self.workdir).samples / "sample.png"
 
 
 def check_sampling(generator: Generator, count: int, steps: int) -> None:
@@ -212,10 +184,3 @@ def check_sampling(generator: Generator, count: int, steps: int) -> None:
         raise UserError(f"--steps must lie in [1, {most}], got {steps}")
     if count < 1:
         raise UserError(f"--count must be at least 1, got {count}")
-
-
-def number(names: list[str], label: str) -> int:
-    """Finds a class by its name; raises UserError with the names that there are."""
-    if label not in names:
-        raise UserError(f"--label {label}: there are {', '.join(names)}")
-    return names.index(label)

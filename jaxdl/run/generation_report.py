@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxdl.data import Source
-from jaxdl.run.generator import Generator, Sampling
+from jaxdl.run.generator import Generator, Given, Sampling
 from jaxdl.run.images import ImageConfig
 from jaxdl.run.judge import Judge, Seen, pictures
 from jaxdl.run.pictures import save_film, save_picture, sheet
@@ -66,10 +66,11 @@ def report_samples(
         "frechet_floor": frechet(of_test.features, of_train.features),
         "novelty": float(distances.mean() / neighbours(test.images, train.images)[1].mean()),
     }
-    if generator.model.classes is not None:
+    labelled = getattr(generator.model, "classes", None) is not None
+    if labelled:
         right = float(np.mean(seen.classes == test.labels))
         numbers = {"conditional_accuracy": right, **numbers}
-    groups = seen.classes if generator.model.classes is None else test.labels
+    groups = test.labels if labelled else seen.classes
     numbers["diversity"] = spread(seen, groups) / spread(of_test, test.labels)
     pairs = np.stack([images, train.images[nearest]], axis=1)
     draw_pairs(pairs, test.labels, figures / "neighbours.png")
@@ -77,13 +78,17 @@ def report_samples(
     return {"test": numbers, "sampling": how._asdict()}
 
 
+def by_class(generator: Generator, each: int = 10) -> Int[np.ndarray, " b"]:
+    """Lists labels to draw a grid of, a row a class, of ten classes at most."""
+    classes = getattr(generator.model, "classes", None)
+    return np.repeat(np.arange(min(classes or 10, 10), dtype=np.int32), each)
+
+
 def draw_samples(
-    generator: Generator, path: Path, *, how: Sampling, key: Key, each: int = 10
+    generator: Generator, given: Given, path: Path, *, how: Sampling, key: Key, columns: int = 10
 ) -> None:
-    """Draws a grid of samples, a row a class, of ten classes at most."""
-    rows = min(generator.model.classes or 10, 10)
-    labels = np.repeat(np.arange(rows, dtype=np.int32), each)
-    save_picture(path, sheet(generator.sample(labels, key, how), columns=each, side=SIDE))
+    """Draws a grid of samples, one for each row of what the network is told."""
+    save_picture(path, sheet(generator.sample(given, key, how), columns=columns, side=SIDE))
 
 
 def draw_pairs(
@@ -96,10 +101,11 @@ def draw_pairs(
     save_picture(path, sheet(np.concatenate(halves), columns=10, side=SIDE))
 
 
-def draw_reverse(generator: Generator, figures: Path, *, how: Sampling, key: Key) -> None:
+def draw_reverse(
+    generator: Generator, given: Given, figures: Path, *, how: Sampling, key: Key
+) -> None:
     """Draws how samples come out of noise: rows of moments as a figure, all steps as a film."""
-    rows = min(generator.model.classes or 8, 10)
-    steps = generator.reverse(np.arange(rows, dtype=np.int32), key, how)
+    steps = generator.reverse(given, key, how)
     chosen = np.unique(np.linspace(0, len(steps) - 1, 11).round().astype(int))
     moments = steps[chosen].swapaxes(0, 1).reshape(-1, *steps.shape[2:])
     save_picture(figures / "reverse.png", sheet(moments, columns=len(chosen), side=SIDE))

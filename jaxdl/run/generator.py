@@ -1,9 +1,15 @@
-"""A trained U-Net as a source of images: sampled, seen in the making, or filled in."""
+"""A trained network as a source of images: sampled, seen in the making, or filled in.
+
+What it is told of an image is `given`: rows of integers, which are a label each for a U-Net and the
+tokens of a text for a network that reads. `model.absent(given)` is what stands for being told
+nothing, and None where the network is never told anything.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdl.backend import CompilationCache
 from jaxdl.decode import row_keys
 from jaxdl.diffusion import (
     DDIM,
@@ -38,7 +45,10 @@ from jaxdl.diffusion import (
     trailing,
     trajectory,
 )
-from jaxdl.models import UNet
+from jaxdl.errors import UserError
+from jaxdl.interop.safetensors import load_model
+from jaxdl.models import TextToImage, UNet
+from jaxdl.run.workdir import Workdir
 from jaxdl.types import Key, Params
 
 NOISES = {"cosine": Cosine(), "linear": Linear(), "sigmoid": Sigmoid()}
@@ -51,6 +61,8 @@ PredictionName = Literal["v", "epsilon", "x0"]
 SolverName = Literal["dpm", "ddim", "ddpm", "heun", "unipc"]
 BATCH = 128  # images that are sampled at once
 
+Given = Int[np.ndarray, "b ..."]
+
 
 class Sampling(NamedTuple):
     """How samples are taken."""
@@ -59,117 +71,146 @@ class Sampling(NamedTuple):
     steps: int = 20
     guidance: float = 1.0
 
+    @property
+    def walk(self) -> dict[str, Any]:
+        """What a compiled sampler is made for."""
+        return {"sampler": self.sampler, "steps": self.steps}
+
+    @property
+    def scale(self) -> Array | None:
+        """The scale of guidance; None for 1, which asks the network half as much."""
+        return None if self.guidance == 1 else jnp.float32(self.guidance)
+
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
     """A trained network and what its output means; images in [0, 1] come out of it.
 
-    An image depends on its label, the key, and its number in the batch, and on nothing else.
+    An image depends on what is given of it, the key, and its number in the batch, and on nothing
+    else.
     """
 
-    model: UNet
+    model: UNet | TextToImage
     params: Params
     shape: tuple[int, int, int]
     noise: NoiseName
     prediction: PredictionName
 
-    def sample(
-        self, labels: Int[np.ndarray, " b"], key: Key, how: Sampling
-    ) -> Float[np.ndarray, "b h w c"]:
-        """Samples an image for each label, which an unconditional network does not look at."""
-        count = len(labels)
+    def sample(self, given: Given, key: Key, how: Sampling) -> Float[np.ndarray, "b h w c"]:
+        """Samples an image for each row; a network that is never told anything does not look."""
+        count = len(given)
         keys = row_keys(key, count)
         size = min(BATCH, count)
         images = []
         for start in range(0, count, size):
             # The last batch is filled up: its program is there already.
             rows = np.minimum(np.arange(start, start + size), count - 1)
-            images.append(_sample(self.constant, self.params, labels[rows], keys[rows], how=how))
+            images.append(_sample(*self.call(given[rows], how), keys[rows], **how.walk))
         return np.concatenate(images)[:count]
 
-    def reverse(
-        self, labels: Int[np.ndarray, " b"], key: Key, how: Sampling
-    ) -> Float[np.ndarray, "n b h w c"]:
+    def reverse(self, given: Given, key: Key, how: Sampling) -> Float[np.ndarray, "n b h w c"]:
         """Samples, and returns the images after each of the n steps, the noise before the first."""
-        keys = row_keys(key, len(labels))
-        return np.asarray(_reverse(self.constant, self.params, labels, keys, how=how))
+        keys = row_keys(key, len(given))
+        return np.asarray(_reverse(*self.call(given, how), keys, **how.walk))
 
     def inpaint(
         self,
         known: Float[np.ndarray, "b h w c"],
         mask: Bool[np.ndarray, "b h w c"],
-        labels: Int[np.ndarray, " b"],
+        given: Given,
         *,
         key: Key,
         how: Sampling,
     ) -> Float[np.ndarray, "b h w c"]:
         """Samples what is not known, where the mask is false, of images in [0, 1]; by DDPM."""
-        keys, given = row_keys(key, len(labels)), jnp.asarray(known, jnp.float32) * 2 - 1
-        return np.asarray(
-            _inpaint(self.constant, self.params, labels, keys, known=given, mask=mask, how=how)
-        )
+        keys, image = row_keys(key, len(given)), jnp.asarray(known, jnp.float32) * 2 - 1
+        made = _inpaint(*self.call(given, how), keys, known=image, mask=mask, **how.walk)
+        return np.asarray(made)
 
-    @property
-    def constant(self) -> Constant:
-        """What a compiled sampler depends on, beside the parameters."""
-        return Constant(self.model, self.shape, self.noise, self.prediction)
+    def call(self, given: Given, how: Sampling) -> tuple[Constant, Params, Given, Array | None]:
+        """Lists what every compiled sampler takes first; scales share a program, but for 1."""
+        constant = Constant(self.model, self.shape, self.noise, self.prediction)
+        return constant, self.params, given, how.scale
 
 
 class Constant(NamedTuple):
-    """What a compiled sampler depends on."""
+    """What a compiled sampler depends on, beside the parameters."""
 
-    model: UNet
+    model: UNet | TextToImage
     shape: tuple[int, int, int]
     noise: NoiseName
     prediction: PredictionName
 
-    def grid(self, how: Sampling) -> Grid:
+    def grid(self, sampler: SolverName, steps: int) -> Grid:
         """Makes the noise levels to walk through."""
         # Heun's method corrects by the slope where a step ends. A first step from next to no signal
         # to a good deal of it, as evenly spaced times have it, would be corrected beyond measure.
-        spaced = karras if how.sampler == "heun" and how.steps > 1 else trailing
-        return spaced(NOISES[self.noise], how.steps)
+        spaced = karras if sampler == "heun" and steps > 1 else trailing
+        return spaced(NOISES[self.noise], steps)
 
-    def denoiser(self, params: Params, labels: Int[Array, " b"], guidance: float) -> Denoiser:
-        """Makes the denoiser of these labels, guided where there are any."""
+    def denoiser(self, params: Params, given: Array, scale: Array | None) -> Denoiser:
+        """Makes the denoiser of these rows, guided by a scale where there is one."""
 
-        def denoise(x: Array, time: Array, labels: Array | None) -> Array:
+        def denoise(x: Array, time: Array, given: Array | None) -> Array:
             network: Any = lambda x, time: self.model.apply(  # noqa: E731
-                {"params": params}, x, time, labels, train=False
+                {"params": params}, x, time, given, train=False
             )
             return denoiser(network, NOISES[self.noise], PREDICTIONS[self.prediction])(x, time)
 
-        if self.model.classes is None:
+        absent = self.model.absent(given)
+        if absent is None:
             return clip(lambda x, time: denoise(x, time, None))
-        if guidance == 1:
-            return clip(lambda x, time: denoise(x, time, labels))
-        both = jnp.concatenate([labels, jnp.full_like(labels, self.model.classes)])
-        return clip(guide_doubled(lambda x, time: denoise(x, time, both), guidance))
+        if scale is None:
+            return clip(lambda x, time: denoise(x, time, given))
+        both = jnp.concatenate([given, absent])
+        return clip(guide_doubled(lambda x, time: denoise(x, time, both), scale))
 
 
-@functools.partial(jax.jit, static_argnames=("it", "how"))
-def _sample(it: Constant, params: Params, labels: Array, keys: Key, *, how: Sampling) -> Array:
-    grid, denoise = it.grid(how), it.denoiser(params, labels, how.guidance)
-    x = sample(denoise, prior(keys, it.shape, grid), grid, solver=SOLVERS[how.sampler], keys=keys)
+@functools.partial(jax.jit, static_argnames=("it", "sampler", "steps"))
+def _sample(
+    it: Constant, params: Params, given: Array, scale: Array | None, keys: Key, *,
+    sampler: SolverName, steps: int,
+) -> Array:  # fmt: skip
+    grid, denoise = it.grid(sampler, steps), it.denoiser(params, given, scale)
+    x = sample(denoise, prior(keys, it.shape, grid), grid, solver=SOLVERS[sampler], keys=keys)
     return to_pictures(x)
 
 
-@functools.partial(jax.jit, static_argnames=("it", "how"))
-def _reverse(it: Constant, params: Params, labels: Array, keys: Key, *, how: Sampling) -> Array:
-    grid, denoise = it.grid(how), it.denoiser(params, labels, how.guidance)
-    x = prior(keys, it.shape, grid)
-    steps = trajectory(denoise, x, grid, solver=SOLVERS[how.sampler], keys=keys).x
-    return to_pictures(jnp.concatenate([x[None], steps]))
-
-
-@functools.partial(jax.jit, static_argnames=("it", "how"))
-def _inpaint(
-    it: Constant, params: Params, labels: Array, keys: Key, *, known: Array, mask: Array,
-    how: Sampling,
+@functools.partial(jax.jit, static_argnames=("it", "sampler", "steps"))
+def _reverse(
+    it: Constant, params: Params, given: Array, scale: Array | None, keys: Key, *,
+    sampler: SolverName, steps: int,
 ) -> Array:  # fmt: skip
-    grid, denoise = it.grid(how), it.denoiser(params, labels, how.guidance)
+    grid, denoise = it.grid(sampler, steps), it.denoiser(params, given, scale)
+    x = prior(keys, it.shape, grid)
+    walked = trajectory(denoise, x, grid, solver=SOLVERS[sampler], keys=keys).x
+    return to_pictures(jnp.concatenate([x[None], walked]))
+
+
+@functools.partial(jax.jit, static_argnames=("it", "sampler", "steps"))
+def _inpaint(
+    it: Constant, params: Params, given: Array, scale: Array | None, keys: Key, *, known: Array,
+    mask: Array, sampler: SolverName, steps: int,
+) -> Array:  # fmt: skip
+    grid, denoise = it.grid(sampler, steps), it.denoiser(params, given, scale)
     solver = Resample(Inpaint(DDPM(), known, mask), times=3)
     return to_pictures(sample(denoise, prior(keys, it.shape, grid), grid, solver=solver, keys=keys))
+
+
+def load_generator(
+    workdir: Path, kind: type[UNet | TextToImage]
+) -> tuple[Generator, dict[str, Any]]:
+    """Reads what a run has exported, and what is said about it.
+
+    Raises UserError where there is none, or a network of another kind.
+    """
+    CompilationCache()
+    folder = Workdir(workdir).model
+    model, params, _, about = load_model(folder)
+    if not isinstance(model, kind) or "prediction" not in about:
+        raise UserError(f"{folder} holds no generator of images of this kind")
+    shape = tuple(about["image_shape"])
+    return Generator(model, params, shape, about["noise"], about["prediction"]), about
 
 
 def to_pictures(x: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl.data import ImageDataset, digits, image_folder, tfds_images
+from jaxdl.data import ImageDataset, Source, digits, image_folder, tfds_images
 from jaxdl.data import images as augment
+from jaxdl.data.sources import Example
 from jaxdl.errors import UserError
 from jaxdl.keys import derive
 from jaxdl.run.config import RunConfig, operational
@@ -36,6 +37,8 @@ class ImageConfig(RunConfig):
 
     image_size: int = 48
     """Height and width that images are resized to."""
+    image_width: int | None = None
+    """Their width, where it is not their height."""
     channels: Literal[1, 3] = 3
     """Grey is repeated for 3; colours are mixed to grey for 1."""
     mean: float = 0.1307
@@ -64,33 +67,44 @@ class ImageConfig(RunConfig):
         super().__post_init__()
         for name in ("image_size", "std"):
             self._require(getattr(self, name) > 0, name, "must be above 0")
+        self._require(min(self.size) > 0, "image_width", "must be above 0")
         self._require(0 <= self.scale < 1, "scale", "must lie in [0, 1)")
         for name in ("rotation", "translate", "shear", "brightness", "contrast", "crop_padding"):
             self._require(getattr(self, name) >= 0, name, "must not be negative")
 
+    def _require_multiple(self, factor: int) -> None:
+        """Refuses sides that do not halve evenly from level to level of a network."""
+        for name, side in zip(("image_size", "image_width"), self.size, strict=True):
+            what = f"must be a multiple of {factor} to halve evenly"
+            self._require(side % factor == 0, name, what)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what the network takes."""
+        return self.image_size, self.image_size if self.image_width is None else self.image_width
+
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of what the network takes."""
-        return self.image_size, self.image_size, self.channels
+        """Height, width and channels of it."""
+        return *self.size, self.channels
 
 
 def load(config: ImageConfig) -> ImageDataset:
     """Opens the config's dataset."""
-    size = (config.image_size, config.image_size)
     if config.dataset == "digits":
         return digits()
     if config.dataset == "folder":
         if config.folder is None:
             raise UserError("--dataset folder needs --folder PATH, with train/CLASS/*.png in it")
-        return image_folder(config.folder, size=size, channels=config.channels)
+        return image_folder(config.folder, size=config.size, channels=config.channels)
     return tfds_images(
-        config.dataset, data_dir=config.data_dir, manual_dir=config.manual_dir, size=size
+        config.dataset, data_dir=config.data_dir, manual_dir=config.manual_dir, size=config.size
     )
 
 
 def prepare(config: ImageConfig, images: Array, key: Key | None) -> Array:
     """Brings uint8 images to what the network takes; augments them where there is a key."""
-    x = augment.resize(augment.to_float(images), (config.image_size, config.image_size))
+    x = augment.resize(augment.to_float(images), config.size)
     if key is not None:
         x = augmented(config, x, key)
     return augment.normalise(augment.to_channels(x, config.channels), config.mean, config.std)
@@ -115,7 +129,20 @@ def augmented(config: ImageConfig, x: Array, key: Key) -> Array:
     return x
 
 
-def draw_inputs(config: ImageConfig, data: ImageDataset, path: Path, *, most: int = 8) -> None:
+class Titled(Protocol):
+    """A dataset that can say what an example shows."""
+
+    @property
+    def train(self) -> Source:
+        """The examples to train on."""
+        ...
+
+    def title(self, example: Example) -> str:
+        """Says what an example shows."""
+        ...
+
+
+def draw_inputs(config: ImageConfig, data: Titled, path: Path, *, most: int = 8) -> None:
     """Draws a sheet of training images, as the network takes them and augmented three times."""
     # From all over the set: folders are sorted by class.
     numbers = np.linspace(0, len(data.train) - 1, min(most, len(data.train))).astype(int)
@@ -127,6 +154,6 @@ def draw_inputs(config: ImageConfig, data: ImageDataset, path: Path, *, most: in
         return augment.denormalise(prepare(config, images, key), config.mean, config.std)
 
     sheet = [shown(None), *(shown(jax.random.key(i)) for i in range(3))]
-    titles = [data.classes[int(row["label"])] for row in rows] * len(sheet)
+    titles = [data.title(row) for row in rows] * len(sheet)
     heading = "training images: as they are, then augmented three times"
     draw_images(np.concatenate(sheet), titles, path, columns=len(rows), heading=heading)

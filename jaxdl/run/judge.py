@@ -88,7 +88,7 @@ def inputs(images: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
 
 def pictures(config: ImageConfig, images: Array) -> Float[Array, "b h w c"]:
     """Brings stored uint8 images to the size and channels of generated ones, in [0, 1]."""
-    x = augment.resize(augment.to_float(images), (config.image_size, config.image_size))
+    x = augment.resize(augment.to_float(images), config.size)
     return augment.to_channels(x, config.channels)
 
 

@@ -1,11 +1,11 @@
-"""Halving and doubling images: by their formulas, and with the gradients of their formulas."""
+"""Halving and doubling images by their formulas, gradients included; patches, and back."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl.layers.resample import double, halve
+from jaxdl.layers.resample import double, fold, halve, unfold
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 6, 3)), jnp.float32)
 
@@ -38,3 +38,13 @@ def test_half_of_the_double_is_the_image():
 def test_odd_sizes_do_not_halve(h, w):
     with pytest.raises(ValueError, match=f"{h}x{w} pixels do not halve evenly"):
         halve(X[:, :h, :w])
+
+
+def test_patches_are_squares_of_pixels_and_nothing_is_lost():
+    y = fold(X, 2)
+    assert y.shape == (2, 2, 3, 12)
+    for i, j in np.ndindex(2, 3):
+        square = X[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        np.testing.assert_array_equal(y[:, i, j], square.reshape(2, 12))
+    np.testing.assert_array_equal(unfold(y, 2), X)
+    np.testing.assert_array_equal(fold(X, 1), X)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxdl.interop.safetensors import load_model, save_model
-from jaxdl.layers import double, halve
+from jaxdl.layers import double, fold, halve, unfold
 from jaxdl.models import UNet
 
 B, H, W, C, S, E, CLASSES = 3, 8, 12, 2, 5, 7, 6
@@ -137,6 +137,19 @@ def test_any_channels_and_any_size_that_halves(h, w, c):
     assert np.abs(y[0] - y[1]).max() > 1e-3  # fractions of time and negative ones are told apart
     with pytest.raises(ValueError, match=f"{h}x{w - 2} do not halve evenly.*multiples of 4"):
         net.init(jax.random.key(0), x[:, :, : w - 2], time, train=False)
+
+
+def test_a_network_of_patches_is_that_of_the_folded_image():
+    patched = SHALLOW.clone(patch=2)
+    plain = SHALLOW.clone(channels=4 * C)
+    params = random_params(patched, *INPUTS)
+    y = jax.jit(lambda: patched.apply({"params": params}, *INPUTS, train=False))()
+    folded = fold(X, 2), *INPUTS[1:]
+    z = jax.jit(lambda: plain.apply({"params": params}, *folded, train=False))()
+    assert y.shape == X.shape
+    assert_close(y, unfold(z, 2))
+    with pytest.raises(ValueError, match=r"8x11 do not halve evenly.*multiples of 2"):
+        jax.eval_shape(lambda: patched.init(jax.random.key(0), X[:, :, :11], TIME, train=False))
 
 
 def test_remat_changes_nothing(params):

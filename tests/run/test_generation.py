@@ -16,8 +16,9 @@ from jaxdl.errors import UserError
 from jaxdl.models import UNet
 from jaxdl.run.cli import from_json, newest
 from jaxdl.run.experiment import Session
-from jaxdl.run.generation import image_keys, load_generator, shown
-from jaxdl.run.generator import Generator, Sampling
+from jaxdl.run.generation import image_keys
+from jaxdl.run.generation_verbs import shown
+from jaxdl.run.generator import Constant, Generator, Sampling, load_generator
 from jaxdl.run.images import load
 from jaxdl.run.judge import trained_judge
 from jaxdl.run.pictures import GAP
@@ -51,7 +52,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def generator(run):
     """Its parameters are at random: what starts at zero would hide what is before it."""
-    trained, _ = load_generator(run)
+    trained, _ = load_generator(run, UNet)
     rng = np.random.default_rng(0)
     scale = lambda p: np.prod(p.shape[:-1], dtype=float) ** -0.5  # noqa: E731
     params = jax.tree.map(lambda p: (rng.normal(size=p.shape) * scale(p)).astype("f4"),
@@ -180,8 +181,8 @@ def test_the_deterministic_samplers_agree_where_steps_are_many(generator, sample
 
 def test_heun_walks_a_grid_that_it_can_correct_on():
     model = UNet(1, width=8, multipliers=(1,), blocks=1, attention=(False,))
-    generator = Generator(model, {}, (4, 4, 1), "cosine", "v")
-    grids = (generator.constant.grid(Sampling(name, 20, 1.0)) for name in ("heun", "dpm"))
+    constant = Constant(model, (4, 4, 1), "cosine", "v")
+    grids = (constant.grid(name, 20) for name in ("heun", "dpm"))
     heun, others = (np.abs(Heun().plan(grid).change).max() for grid in grids)
     assert heun < 5  # times a change of the estimate
     assert others > 50
