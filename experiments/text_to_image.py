@@ -38,28 +38,29 @@ from jaxdl.train.rules import TRANSFORMER
 from jaxdl.train.sharding import Placement
 from jaxdl.types import Key
 
-# All options are those of every experiment on captioned pictures.
+# All options are those of every experiment on captioned pictures. The pixels of the last level are
+# the cells of a scene, where it is settled what lies where.
 DIGITS = CaptionConfig(
     image_size=16, image_width=24, patch=2, width=48, multipliers=(1, 2, 2), blocks=1, dropout=0.0,
-    attention=(True, True, True), noise="linear", batch_size=32, epochs=1, eval_every=1000, learning_rate=2e-3,
-    schedule="cosine", warmup=200, clip_norm=1.0, ema_decay=0.998, guidance=2.0,
+    attention=(True, True, True), noise="linear", batch_size=32, epochs=1, eval_every=1000,
+    learning_rate=2e-3, schedule="cosine", warmup=200, clip_norm=1.0, ema_decay=0.998, guidance=2.0,
 )  # fmt: skip
 
 PRESETS = {
     "digits": DIGITS,
     "mnist": dataclasses.replace(
         DIGITS, dataset="mnist", image_size=32, image_width=48, width=96, blocks=2,
-        multipliers=(1, 2, 2), attention=(False, True, True), text_width=128, text_layers=3,
-        batch_size=128, scenes=4_000_000, learning_rate=5e-4, warmup=1000, ema_decay=0.9995,
-        measured=2000, judge_epochs=12, workers=4,
+        multipliers=(1, 2, 2, 2), attention=(False, True, True, True), text_width=128,
+        text_layers=3, batch_size=128, scenes=4_000_000, eval_every=2500, learning_rate=5e-4,
+        warmup=1000, ema_decay=0.9995, measured=2000, judge_epochs=12, workers=4,
     ),
     "folder": dataclasses.replace(
         DIGITS, dataset="folder", image_size=64, image_width=None, patch=1, width=64, blocks=2,
-        multipliers=(1, 2, 3, 4), attention=(False, False, True, True), text_width=128,
-        text_layers=3, dropout=0.1, epochs=300, learning_rate=5e-4, ema_decay=0.999,
+        multipliers=(1, 2, 3, 4), attention=(False, False, True, True), noise="cosine",
+        text_width=128, text_layers=3, dropout=0.1, epochs=300, learning_rate=5e-4,
+        ema_decay=0.999,
     ),
 }  # fmt: skip
-
 
 # The U-Net's last convolution is called as the way out of attention is, and stays whole.
 RULES = ((r"unet/out/", PartitionSpec()), *TRANSFORMER)

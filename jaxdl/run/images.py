@@ -88,6 +88,12 @@ class ImageConfig(RunConfig):
         """Height, width and channels of it."""
         return *self.size, self.channels
 
+    @property
+    def augments(self) -> bool:
+        """Whether training changes images."""
+        draws = "rotation", "translate", "scale", "shear", "brightness", "contrast"
+        return any(getattr(self, name) for name in (*draws, "flip", "crop_padding"))
+
 
 def load(config: ImageConfig) -> ImageDataset:
     """Opens the config's dataset."""
@@ -142,8 +148,12 @@ class Titled(Protocol):
         ...
 
 
-def draw_inputs(config: ImageConfig, data: Titled, path: Path, *, most: int = 8) -> None:
-    """Draws a sheet of training images, as the network takes them and augmented three times."""
+def draw_inputs(config: ImageConfig, data: Titled, path: Path, *, columns: int = 8) -> None:
+    """Draws a sheet of training images, as the network takes them.
+
+    Where they are augmented, a row as they are and three as augmented; else four of different ones.
+    """
+    most = columns if config.augments else 4 * columns
     # From all over the set: folders are sorted by class.
     numbers = np.linspace(0, len(data.train) - 1, min(most, len(data.train))).astype(int)
     rows = [data.train[int(i)] for i in numbers]
@@ -153,7 +163,9 @@ def draw_inputs(config: ImageConfig, data: Titled, path: Path, *, most: int = 8)
     def shown(key):
         return augment.denormalise(prepare(config, images, key), config.mean, config.std)
 
-    sheet = [shown(None), *(shown(jax.random.key(i)) for i in range(3))]
-    titles = [data.title(row) for row in rows] * len(sheet)
-    heading = "training images: as they are, then augmented three times"
-    draw_images(np.concatenate(sheet), titles, path, columns=len(rows), heading=heading)
+    keys = [None, *map(jax.random.key, range(3))] if config.augments else [None]
+    titles = [data.title(row) for row in rows] * len(keys)
+    heading = "training images"
+    heading += ": as they are, then augmented three times" if config.augments else ""
+    sheet = np.concatenate([shown(key) for key in keys])
+    draw_images(sheet, titles, path, columns=min(columns, len(rows)), heading=heading)

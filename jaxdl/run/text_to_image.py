@@ -47,7 +47,7 @@ class CaptionConfig(GenerationConfig):
     channels: Literal[1, 3] = 3
     """Grey is repeated for 3; colours are mixed to grey for 1."""
     scenes: int = 224_000
-    """Scenes in a pass over the training data, no two of them drawn alike."""
+    """Scenes in a pass over the training data, each drawn for itself."""
     vocabulary: int = 2000
     """For a folder: tokens of the byte-pair encoding of its captions."""
     length: int = 64

@@ -89,16 +89,21 @@ def test_the_verb_sample_draws_a_row_a_prompt_the_same_for_a_seed(run, tmp_path,
     assert f"a.png  3 of each: {PROMPT}; (no text)" in capsys.readouterr().out
 
 
-def test_guidance_of_0_forgets_the_prompt_and_scales_share_a_program(run):
-    trained, about = load_generator(run, TextToImage)
+@pytest.fixture(scope="module")
+def generator(run):
+    """Its parameters are at random: what starts at zero would hide what is before it."""
+    trained, _ = load_generator(run, TextToImage)
     rng = np.random.default_rng(0)
     scale = lambda p: np.prod(p.shape[:-1], dtype=float) ** -0.5  # noqa: E731
     params = jax.tree.map(lambda p: (rng.normal(size=p.shape) * scale(p)).astype("f4"),
                           trained.params)  # fmt: skip
-    generator = dataclasses.replace(trained, params=params)
+    return dataclasses.replace(trained, params=params)
+
+
+def test_guidance_of_0_forgets_the_prompt_and_of_1_is_none(generator):
     data = digit_scenes(digits(), side=8, count=1, test=1)
     texts = (PROMPT, "a green four"), ("a cyan one", "")
-    tokens, others = (read_prompts(data.tokenizer, two, about["length"]) for two in texts)
+    tokens, others = (read_prompts(data.tokenizer, two, 16) for two in texts)
     how = Sampling("ddpm", 3)
     draw = lambda given, guidance: generator.sample(  # noqa: E731
         given, jax.random.key(0), how._replace(guidance=guidance)
@@ -112,27 +117,24 @@ def test_guidance_of_0_forgets_the_prompt_and_scales_share_a_program(run):
     np.testing.assert_allclose(alone, free, atol=1e-3)  # there is no text to guide by
 
 
-def test_texts_are_withheld_in_training_alone(run):
-    trained, _ = load_generator(run, TextToImage)
+def test_texts_are_withheld_in_training_alone(generator):
     config = dataclasses.replace(PRESETS["digits"], dropout=0.0)
     data = digit_scenes(digits(), side=8, count=16, test=1)
     rows = [data.train[i] for i in range(16)]
     batch = {name: jnp.asarray(np.stack([row[name] for row in rows])) for name in rows[0]}
     mute = {**batch, "tokens": jnp.zeros_like(batch["tokens"])}
-    rng = np.random.default_rng(0)
-    random = lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float32)  # noqa: E731
-    params = jax.tree.map(random, trained.params)
+    params = jax.tree.map(jnp.asarray, generator.params)
 
-    @partial(jax.jit, static_argnames="train")
+    @partial(jax.jit, static_argnames=("share", "train"))
     def mean(batch, share, *, train):
-        loss = make_loss(config, trained.model, "tokens", withheld=share)
+        loss = make_loss(config, generator.model, "tokens", withheld=share)
         return loss(params, {}, batch, jax.random.key(0), train=train)[0]
 
     def errors(batch, share, train):
         return float(mean(batch, share, train=train).compute())
 
     told, untold = errors(batch, 0.0, True), errors(mute, 0.0, True)
-    assert abs(told - untold) > 1e-4 * told
+    assert abs(told - untold) > 1e-5 * told
     assert errors(batch, 0.99999, True) == pytest.approx(untold, rel=1e-5)
     assert errors(batch, 0.99999, False) == pytest.approx(told, rel=1e-5)
     half = errors(batch, 0.5, True)
@@ -175,7 +177,7 @@ def test_a_run_of_another_kind_is_refused(run):
     ("changes", "told"),
     [
         ({"image_width": 32}, "--image-width and --image-size must be of 2 x 3 square cells"),
-        ({"image_size": 18, "image_width": 27}, "--image-size must be a multiple of 4"),
+        ({"image_size": 18, "image_width": 27}, "--image-size must be a multiple of 8"),
         ({"channels": 1}, "--channels must be 3: scenes have colours"),
         ({"text_width": 12}, "--text-width must be a multiple of 2 x --heads, 8"),
         ({"text_dropout": 1.0}, "--text-dropout must lie in"),
