@@ -96,18 +96,20 @@ def build(config: Config) -> Experiment:
 
     def observe(state: TrainState, workdir: Workdir) -> None:
         trained, path = config.generator(model, state), workdir.samples / f"{int(state.step)}.png"
-        draw_samples(trained, by_class(trained), path, **drawn)
+        draw_samples(trained, by_class(model.classes), path, **drawn)
 
     def finish(state: TrainState, workdir: Workdir, placement: Placement) -> dict[str, Any]:
         trained, figures = config.generator(model, state), workdir.figures
         judge = trained_judge(
             config, data, workdir.path / "judge", epochs=config.judge_epochs, placement=placement
         )
-        draw_samples(trained, by_class(trained), figures / "samples.png", **drawn)
-        draw_reverse(trained, by_class(trained, each=1), figures, **drawn)
+        draw_samples(trained, by_class(model.classes), figures / "samples.png", **drawn)
+        draw_reverse(trained, by_class(model.classes, each=1), figures, **drawn)
         train = Real.of(config, data.train, 20_000)
         test = Real.of(config, data.test, config.measured)
-        return report_samples(trained, judge, train, test, figures=figures, **drawn)
+        return report_samples(
+            trained, judge, train, test, figures=figures, labelled=config.conditional, **drawn
+        )
 
     about = {"classes": data.classes, "stored_shape": data.train[0]["image"].shape}
     return Experiment(

@@ -47,8 +47,6 @@ class LSTMCarry(NamedTuple):
 
 
 CellCarry = Any  # LSTMCarry, or h [b h]
-
-
 Gates = tuple[Float[Array, "b h"], ...]
 
 
@@ -59,9 +57,7 @@ class Cell(NamedTuple):
     join: Callable[[Array, Array], Array]  # (u, r) -> a: linear, all that `activate` needs of both
     split: Callable[[Array], tuple[Array, Array]]  # the transpose of `join`: (du, dr) of da
     activate: Callable[[Array], Gates]  # a -> the gates as they act
-    pull_back: Callable[
-        [Gates, Gates], Array
-    ]  # (gates, dgates) -> da: its gradient, by its outputs
+    pull_back: Callable[[Gates, Gates], Array]  # (gates, dgates) -> da, the way back through it
     combine: Callable[[CellCarry, Gates, Norm], CellCarry]
     has_memory: bool = False
 

@@ -122,10 +122,9 @@ def make_loss(
     def loss(params, model_state, batch, key, *, train):
         x0 = prepare(config, batch["image"], derive(key, "augment") if train else None)
         told = None if given is None else batch[given]
-        absent = None if told is None else model.absent(told)
-        if train and told is not None and absent is not None:
+        if train and told is not None:
             drop = jax.random.bernoulli(derive(key, "labels"), withheld, (len(told),))
-            told = choose_rows(drop, absent, told)
+            told = choose_rows(drop, model.absent(told), told)
         rngs = {"dropout": derive(key, "dropout")} if train else None
 
         def network(x, time):

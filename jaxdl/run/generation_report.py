@@ -47,7 +47,7 @@ class Real(NamedTuple):
 
 def report_samples(
     generator: Generator, judge: Judge, train: Real, test: Real, *, how: Sampling, key: Key,
-    figures: Path,
+    figures: Path, labelled: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Samples an image for each test label, measures them, draws figures; returns the numbers.
 
@@ -66,7 +66,6 @@ def report_samples(
         "frechet_floor": frechet(of_test.features, of_train.features),
         "novelty": float(distances.mean() / neighbours(test.images, train.images)[1].mean()),
     }
-    labelled = getattr(generator.model, "classes", None) is not None
     if labelled:
         right = float(np.mean(seen.classes == test.labels))
         numbers = {"conditional_accuracy": right, **numbers}
@@ -78,9 +77,8 @@ def report_samples(
     return {"test": numbers, "sampling": how._asdict()}
 
 
-def by_class(generator: Generator, each: int = 10) -> Int[np.ndarray, " b"]:
-    """Lists labels to draw a grid of, a row a class, of ten classes at most."""
-    classes = getattr(generator.model, "classes", None)
+def by_class(classes: int | None, each: int = 10) -> Int[np.ndarray, " b"]:
+    """Lists labels to draw a grid of, a row a class, ten rows at most, or if there are none."""
     return np.repeat(np.arange(min(classes or 10, 10), dtype=np.int32), each)
 
 

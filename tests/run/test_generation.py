@@ -18,12 +18,13 @@ from jaxdl.run.cli import from_json, newest
 from jaxdl.run.experiment import Session
 from jaxdl.run.generation import image_keys
 from jaxdl.run.generation_verbs import shown
-from jaxdl.run.generator import Constant, Generator, Sampling, load_generator
+from jaxdl.run.generator import Constant, Generator, Sampling
 from jaxdl.run.images import load
 from jaxdl.run.judge import trained_judge
 from jaxdl.run.pictures import GAP
 from jaxdl.run.workdir import Workdir
 from jaxdl.train.sharding import Placement
+from tests.run.generators import load_at_random, read_picture
 
 TINY = (
     "--width", "8", "--blocks", "1", "--heads", "2", "--multipliers", "1", "--attention", "True",
@@ -31,11 +32,6 @@ TINY = (
     "--sampler-steps", "3", "--measured", "40", "--judge-epochs", "1", "--log-every", "3",
 )  # fmt: skip
 HOW = Sampling("ddpm", 4, 2.0)
-
-
-def read(path):
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def main(*arguments):
@@ -51,13 +47,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generator(run):
-    """Its parameters are at random: what starts at zero would hide what is before it."""
-    trained, _ = load_generator(run, UNet)
-    rng = np.random.default_rng(0)
-    scale = lambda p: np.prod(p.shape[:-1], dtype=float) ** -0.5  # noqa: E731
-    params = jax.tree.map(lambda p: (rng.normal(size=p.shape) * scale(p)).astype("f4"),
-                          trained.params)  # fmt: skip
-    return dataclasses.replace(trained, params=params)
+    return load_at_random(run, UNet)
 
 
 def test_a_run_reports_what_the_judge_says_beside_what_it_says_of_real_images(run):
@@ -78,7 +68,7 @@ def test_a_run_reports_what_the_judge_says_beside_what_it_says_of_real_images(ru
     }  # fmt: skip
     side = 10 * (64 + GAP) + GAP
     for path in (run / "samples" / f"{report['steps']}.png", run / "figures" / "samples.png"):
-        assert read(path).shape == (side, side, 3)
+        assert read_picture(path).shape == (side, side, 3)
     with Image.open(run / "figures" / "reverse.gif") as film:
         assert film.n_frames == 4  # the noise, and three steps
 
@@ -206,13 +196,13 @@ def test_the_verb_sample_draws_the_same_sheet_for_a_seed(run, tmp_path, capsys):
         out = tmp_path / f"{name}.png"
         arguments = ("--label", 7, "--count", 3, "--steps", 2, "--seed", seed, "--out", out)
         main("sample", "--workdir", run, "--sampler", "ddim", *arguments)
-        sheets.append(read(out))
+        sheets.append(read_picture(out))
     assert sheets[0].shape == (40 + 2 * GAP, 3 * (40 + GAP) + GAP, 3)
     np.testing.assert_array_equal(sheets[0], sheets[1])
     assert (sheets[0] != sheets[2]).any()
     assert "a.png  3 of each: 7" in capsys.readouterr().out
     main("sample", "--workdir", run, "--count", 2, "--steps", 2)
-    assert len(read(run / "samples" / "sample.png")) == 10 * (40 + GAP) + GAP
+    assert len(read_picture(run / "samples" / "sample.png")) == 10 * (40 + GAP) + GAP
 
 
 def test_the_verb_inpaint_shows_the_picture_what_was_told_and_completions(run, tmp_path):
@@ -221,7 +211,7 @@ def test_the_verb_inpaint_shows_the_picture_what_was_told_and_completions(run, t
     out = tmp_path / "out.png"
     main("inpaint", "--workdir", run, tmp_path / "a.png", "--hide", "left", "--count", 2,
          "--steps", 2, "--label", 4, "--invert", "--out", out)  # fmt: skip
-    drawn = read(out)[..., 0]
+    drawn = read_picture(out)[..., 0]
     cells = [drawn[GAP : GAP + 40 : 5, GAP + i * (40 + GAP) :][:, :40:5] for i in range(4)]
     np.testing.assert_array_equal(cells[0], 255 - picture)
     for cell in cells[1:]:

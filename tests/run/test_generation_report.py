@@ -88,7 +88,9 @@ def test_samples_like_test_images_get_what_these_get_and_copies_are_told(classes
     for name, images in fresh.items():
         generator = Fixed(UNet(1, classes=classes), {}, (4, 4, 1), "cosine", "v", images)
         drawn = {"how": Sampling(), "key": jax.random.key(0)}
-        report = report_samples(generator, judge, train, test, figures=tmp_path, **drawn)
+        report = report_samples(
+            generator, judge, train, test, figures=tmp_path, labelled=classes is not None, **drawn
+        )
         results[name] = report["test"]
         assert report["sampling"] == {"sampler": "dpm", "steps": 20, "guidance": 1.0}
     perfect, copies, one = results.values()

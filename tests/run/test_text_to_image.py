@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from experiments.text_to_image import PRESETS, SCRIPT, build, make_model
 from jaxdl.data import digit_scenes, digits
@@ -21,6 +20,7 @@ from jaxdl.run.generator import Sampling, load_generator
 from jaxdl.run.log import Log
 from jaxdl.run.pictures import GAP
 from jaxdl.run.text_to_image import read_prompts
+from tests.run.generators import load_at_random, read_picture
 
 TINY = (
     "--width", "8", "--multipliers", "1", "--attention", "True", "--heads", "2", "--patch", "4",
@@ -28,11 +28,6 @@ TINY = (
     "--sampler-steps", "2", "--measured", "20", "--judge-epochs", "1", "--log-every", "2",
 )  # fmt: skip
 PROMPT = "a red seven left of a blue two"
-
-
-def read(path):
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def main(*arguments):
@@ -82,7 +77,7 @@ def test_the_verb_sample_draws_a_row_a_prompt_the_same_for_a_seed(run, tmp_path,
         out = tmp_path / f"{name}.png"
         main("sample", "--workdir", run, "--prompt", PROMPT, "", "--count", 3, "--steps", 2,
              "--sampler", "ddim", "--seed", seed, "--out", out)  # fmt: skip
-        sheets.append(read(out))
+        sheets.append(read_picture(out))
     assert sheets[0].shape == (2 * (64 + GAP) + GAP, 3 * (96 + GAP) + GAP, 3)
     np.testing.assert_array_equal(sheets[0], sheets[1])
     assert (sheets[0] != sheets[2]).any()
@@ -91,13 +86,7 @@ def test_the_verb_sample_draws_a_row_a_prompt_the_same_for_a_seed(run, tmp_path,
 
 @pytest.fixture(scope="module")
 def generator(run):
-    """Its parameters are at random: what starts at zero would hide what is before it."""
-    trained, _ = load_generator(run, TextToImage)
-    rng = np.random.default_rng(0)
-    scale = lambda p: np.prod(p.shape[:-1], dtype=float) ** -0.5  # noqa: E731
-    params = jax.tree.map(lambda p: (rng.normal(size=p.shape) * scale(p)).astype("f4"),
-                          trained.params)  # fmt: skip
-    return dataclasses.replace(trained, params=params)
+    return load_at_random(run, TextToImage)
 
 
 def test_guidance_of_0_forgets_the_prompt_and_of_1_is_none(generator):

@@ -1,0 +1,28 @@
+"""Trained generators of images, for tests."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxdl.run.generator import load_generator
+
+
+def load_at_random(run, kind):
+    """Reads a run's generator, its parameters drawn anew.
+
+    What starts at zero, and two steps of training leave near it, would hide what is before it.
+    """
+    trained, _ = load_generator(run, kind)
+    rng = np.random.default_rng(0)
+
+    def draw(p):
+        return (rng.normal(size=p.shape) * np.prod(p.shape[:-1], dtype=float) ** -0.5).astype("f4")
+
+    return dataclasses.replace(trained, params=jax.tree.map(draw, trained.params))
+
+
+def read_picture(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
