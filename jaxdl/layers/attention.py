@@ -20,8 +20,11 @@ from flax.typing import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdl.layers.activations import softmax
+from jaxdl.layers.dense import Dense
 from jaxdl.layers.dropout import Dropout
 from jaxdl.layers.embed import rotate
+from jaxdl.layers.norm import RMSNorm
 
 
 class KeysValues(NamedTuple):
@@ -46,13 +49,16 @@ def attend(
     """
     b, t, n, k = queries.shape
     m = memory.keys.shape[2]
-    grouped = queries.reshape(b, t, m, n // m, k)
-    scores = jnp.einsum("btmgk,bsmk->bmgts", grouped, memory.keys).astype(jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores / k**0.5, -1e30)
-    weights = jax.nn.softmax(scores)
-    values = memory.values
-    y = jnp.einsum("bmgts,bsmk->btmgk", drop(weights).astype(values.dtype), values)
-    return y.reshape(b, t, n, k), weights.reshape(b, n, t, -1)
+    grouped = (queries / k**0.5).reshape(b, t, m, n // m, k)
+    # Heads first, and then products of plain matrices, with a group's queries in one.
+    grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(b, m, -1, k)
+    keys, values = (x.swapaxes(1, 2) for x in memory)
+    scores = (grouped @ keys.swapaxes(2, 3)).astype(jnp.float32)
+    scores = jnp.where(mask[:, None], scores.reshape(b, n, t, -1), -1e30)
+    weights = softmax(scores)
+    dropped = drop(weights).astype(values.dtype).reshape(b, m, -1, values.shape[2])
+    y = (dropped @ values).reshape(b, n, t, k)
+    return y.swapaxes(1, 2), weights
 
 
 def fused_serves(queries: Float[Array, "b t n k"]) -> bool:
@@ -103,12 +109,12 @@ class Attention(nn.Module):
         if self.heads % m:
             raise ValueError(f"{self.heads} heads do not share {m} heads of keys and values evenly")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dense = partial(nn.Dense, use_bias=self.bias, kernel_init=self.kernel_init, **dtypes)
+        dense = partial(Dense, use_bias=self.bias, kernel_init=self.kernel_init, **dtypes)
         wide = m * (self.width // self.heads)
         self.query, self.key, self.value = dense(self.width), dense(wide), dense(wide)
         self.out = dense(self.width, kernel_init=self.out_kernel_init)
         if self.normalise:
-            self.query_norm, self.key_norm = nn.RMSNorm(**dtypes), nn.RMSNorm(**dtypes)
+            self.query_norm, self.key_norm = RMSNorm(**dtypes), RMSNorm(**dtypes)
         self.drop = Dropout(self.dropout)
 
     def remember(

@@ -21,7 +21,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdl.layers.attention import Attention, KeysValues
+from jaxdl.layers.dense import Dense
 from jaxdl.layers.dropout import Dropout
+from jaxdl.layers.norm import LayerNorm, RMSNorm
 from jaxdl.types import PyTree
 
 Memories = tuple[KeysValues, ...]  # one a block
@@ -49,13 +51,13 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Computes the MLP of each token by itself."""
         shared = {"use_bias": self.bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        y = nn.Dense(self.hidden, kernel_init=self.kernel_init, name="up", **shared)(x)
+        y = Dense(self.hidden, kernel_init=self.kernel_init, name="up", **shared)(x)
         if self.activation == "swiglu":
-            gate = nn.Dense(self.hidden, kernel_init=self.kernel_init, name="gate", **shared)(x)
+            gate = Dense(self.hidden, kernel_init=self.kernel_init, name="gate", **shared)(x)
             y = jax.nn.silu(gate) * y
         else:
             y = {"relu": jax.nn.relu, "gelu": jax.nn.gelu}[self.activation](y)
-        return nn.Dense(self.width, kernel_init=self.out_kernel_init, name="down", **shared)(y)
+        return Dense(self.width, kernel_init=self.out_kernel_init, name="down", **shared)(y)
 
 
 class Block(nn.Module):
@@ -229,8 +231,8 @@ def unstack(tree: PyTree, layers: int) -> tuple[PyTree, ...]:
 def make_norm(norm: Norm, *, bias: bool = True, **dtypes: Any) -> nn.Module:
     """Makes layer normalisation (Ba et al. 2016) or RMS normalisation (Zhang, Sennrich 2019)."""
     if norm == "rms":
-        return nn.RMSNorm(epsilon=1e-6, **dtypes)
-    return nn.LayerNorm(epsilon=1e-5, use_bias=bias, use_fast_variance=False, **dtypes)
+        return RMSNorm(epsilon=1e-6, **dtypes)
+    return LayerNorm(epsilon=1e-5, use_bias=bias, **dtypes)
 
 
 def write(cache: KeysValues, new: KeysValues, at: Int[Array, " b"]) -> KeysValues:

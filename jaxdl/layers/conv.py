@@ -18,6 +18,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
+from jaxdl.layers.product import column_sums, on_cpu
+
 AXES = ("NHWC", "HWIO", "NHWC")
 
 
@@ -30,23 +32,13 @@ def conv(x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c o"]) -> Float
     """
     if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
         raise ValueError(f"kernels have odd sizes, got {kernel.shape[0]}x{kernel.shape[1]}")
-    return _conv_on_cpu(x, kernel) if _on_cpu() else _conv(x, kernel)
+    return _conv_on_cpu(x, kernel) if on_cpu() else _conv(x, kernel)
 
 
 def add_bias(x: Float[Array, "b *n o"], bias: Float[Array, " o"]) -> Float[Array, "b *n o"]:
     """Adds a bias to the last axis."""
     bias = bias.reshape((1,) * (x.ndim - 1) + bias.shape)
-    return _add_bias_on_cpu(x, bias) if _on_cpu() else x + bias
-
-
-def column_sums(x: Float[Array, "b *n o"]) -> Float[Array, " o"]:
-    """Sums over all axes but the last: the gradient of a bias."""
-    if not _on_cpu():
-        return x.sum(range(x.ndim - 1))
-    # Sums over many rows run on one core; products with ones run on all of them, a batch of them
-    # fastest, which read x as it lies.
-    rows = x.reshape(x.shape[0], -1, x.shape[-1])
-    return jnp.einsum("bn,bno->bo", jnp.ones(rows.shape[:2], x.dtype), rows).sum(0)
+    return _add_bias_on_cpu(x, bias) if on_cpu() else x + bias
 
 
 def max_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b i j c"]:
@@ -56,7 +48,7 @@ def max_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b i j c"]:
     """
     height, width = (side // size * size for side in x.shape[1:3])
     x = x[:, :height, :width]
-    return _max_pool_on_cpu(x, size) if _on_cpu() else nn.max_pool(x, (size,) * 2, (size,) * 2)
+    return _max_pool_on_cpu(x, size) if on_cpu() else nn.max_pool(x, (size,) * 2, (size,) * 2)
 
 
 class Conv(nn.Module):
@@ -80,10 +72,6 @@ class Conv(nn.Module):
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv(x, kernel)
         return y if bias is None else add_bias(y, bias)
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
 
 
 def _conv(x: Array, kernel: Array) -> Array:

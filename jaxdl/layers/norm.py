@@ -1,14 +1,17 @@
-"""Group normalisation (Wu and He 2018, arXiv:1803.08494), channels last, of each example alone.
+"""Normalisation: of each token over its channels, or of each image over groups of channels.
 
     y = n scale + offset,    n = (x - mean) / sqrt(variance + epsilon)
 
-Mean and variance are of a group of channels over all pixels. Scale and offset may be one a channel,
-or one a channel and example: with the second a vector that describes the example can steer a
-network (FiLM, Perez et al. 2018, arXiv:1709.07871).
+Layer normalisation (Ba et al. 2016, arXiv:1607.06450) takes mean and variance of a token. RMS
+normalisation (Zhang and Sennrich 2019, arXiv:1910.07467) leaves the mean where it is, and takes the
+mean square in the variance's place. Group normalisation (Wu and He 2018, arXiv:1803.08494) takes
+them of a group of channels over all pixels; its scale and offset may be one a channel, or one a
+channel and example: with the second a vector that describes the example can steer a network (FiLM,
+Perez et al. 2018, arXiv:1709.07871).
 
-The gradient is written out. It keeps x alone, and what is of the size of a vector, where JAX's own
-would keep n, y, and the sigmoid of y too: on CPU the time goes into touching memory, not into
-arithmetic. Gradients are by reverse mode.
+The gradients are written out, of tokens on CPU alone. They keep x, and what is of the size of a
+vector, where JAX's own would keep n and more: on CPU the time goes into touching memory and into
+sums, which here are products with ones (see `jaxdl.layers.product`). They are by reverse mode.
 """
 
 from __future__ import annotations
@@ -20,9 +23,30 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import canonicalize_dtype
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from jaxdl.layers.product import column_sums, on_cpu, row_sums
+
+
+def layer_norm(
+    x: Float[Array, "*t d"],
+    scale: Float[Array, " d"],
+    bias: Float[Array, " d"] | None = None,
+    *,
+    epsilon: float = 1e-5,
+) -> Float[Array, "*t d"]:
+    """Normalises the last axis by its mean and its variance, which is taken about that mean."""
+    return (_token_norm_on_cpu if on_cpu() else _token_norm)(x, scale, bias, True, epsilon)
+
+
+def rms_norm(
+    x: Float[Array, "*t d"], scale: Float[Array, " d"], *, epsilon: float = 1e-6
+) -> Float[Array, "*t d"]:
+    """Computes x / sqrt(mean(x^2) + epsilon) scale over the last axis."""
+    return (_token_norm_on_cpu if on_cpu() else _token_norm)(x, scale, None, False, epsilon)
 
 
 def group_norm(
@@ -48,15 +72,55 @@ def group_norm(
 
 def pixel_means(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
     """Averages over the pixels of each image."""
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return x.mean((1, 2))
-    # As `jaxdl.layers.conv.column_sums`: products with ones run on all cores, and a sum on one.
     x = x.reshape(len(x), -1, x.shape[-1])
     return jnp.einsum("bn,bnc->bc", jnp.full(x.shape[:2], 1 / x.shape[1], x.dtype), x)
 
 
+def _standardise(x: Array, centre: bool, epsilon: float) -> tuple[Array, Array]:
+    """Computes n, of x less its mean if `centre`, and the rate 1 / sqrt(variance + epsilon)."""
+    d = x.shape[-1]
+    if centre:
+        x = x - row_sums(x) / d
+    rate = lax.rsqrt(row_sums(x * x) / d + epsilon)
+    return x * rate, rate
+
+
+def _token_norm(x, scale, bias, centre, epsilon):
+    y = _standardise(x, centre, epsilon)[0] * _beside(scale, x)
+    return y if bias is None else y + _beside(bias, x)
+
+
+_token_norm_on_cpu = jax.custom_vjp(_token_norm, nondiff_argnums=(3, 4))
+
+
+def _token_forward(x, scale, bias, centre, epsilon):
+    return _token_norm(x, scale, bias, centre, epsilon), (x, scale, bias)
+
+
+def _token_backward(centre, epsilon, saved, g):
+    # dx = rate (g scale - E[g scale] - n E[g scale n]), the second where the mean was taken off.
+    x, scale, bias = saved
+    g = lax.optimization_barrier(g)  # written once for all its readers
+    n, rate = _standardise(x, centre, epsilon)
+    of_scale, of_bias = column_sums(g * n), None if bias is None else column_sums(g)
+    g = g * _beside(scale, x)
+    dx = g - n * (row_sums(g * n) / x.shape[-1])
+    dx = dx - row_sums(g) / x.shape[-1] if centre else dx
+    return dx * rate, of_scale, of_bias
+
+
+_token_norm_on_cpu.defvjp(_token_forward, _token_backward)
+
+
+def _beside(v: Float[Array, " d"], x: Float[Array, "*t d"]) -> Array:
+    """Lays numbers beside every token."""
+    return jnp.expand_dims(v, range(x.ndim - 1))
+
+
 class _Saved(NamedTuple):
-    """What the gradient needs."""
+    """What the gradient of group normalisation needs."""
 
     x: Float[Array, "b h w c"]
     mean: Float[Array, "b c"]
@@ -114,6 +178,42 @@ def _by_group(x: Float[Array, "b c"], groups: int) -> Float[Array, "b c"]:
     b, c = x.shape
     means = x.reshape(b, groups, c // groups).mean(-1, keepdims=True)
     return jnp.broadcast_to(means, (b, groups, c // groups)).reshape(b, c)
+
+
+class LayerNorm(nn.Module):
+    """`layer_norm` as a layer, in float32 within; parameters as `nn.LayerNorm` has them."""
+
+    epsilon: float = 1e-5
+    use_bias: bool = True
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*t d"]) -> Float[Array, "*t d"]:
+        """Normalises the last axis of x; parameters "scale" (d) and "bias" (d)."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
+        dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+        x, scale, bias = jax.tree.map(lambda v: v.astype(jnp.float32), (x, scale, bias))
+        return layer_norm(x, scale, bias, epsilon=self.epsilon).astype(dtype)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` as a layer, in float32 within; the parameter as `nn.RMSNorm` has it."""
+
+    epsilon: float = 1e-6
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*t d"]) -> Float[Array, "*t d"]:
+        """Normalises the last axis of x; parameter "scale" (d)."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
+        dtype = canonicalize_dtype(x, scale, dtype=self.dtype)
+        x, scale = x.astype(jnp.float32), scale.astype(jnp.float32)
+        return rms_norm(x, scale, epsilon=self.epsilon).astype(dtype)
 
 
 class GroupNorm(nn.Module):

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdl.layers.conv import column_sums
-from jaxdl.layers.product import kernel_gradient, product
+from jaxdl.layers.product import column_sums, kernel_gradient, product
 from jaxdl.layers.recurrent import (
     Cell,
     CellCarry,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxdl.layers import ACTIVATIONS, Activation, activation
+from jaxdl.layers.activations import softmax
 
 X = jnp.asarray(np.linspace(-6, 6, 39).reshape(3, 13), jnp.float32)
 
@@ -53,3 +54,13 @@ def test_an_unknown_name_raises_and_names_those_there_are():
     # Unwrapped: the tests check annotations, which would be first to speak.
     with pytest.raises(ValueError, match="no activation 'swish'; there are sigmoid, relu, tanh"):
         inspect.unwrap(activation)("swish")
+
+
+def test_the_softmax_is_that_of_jax_and_does_not_overflow():
+    rng, shape = np.random.default_rng(0), (2, 3, 70)
+    x, g = (jnp.asarray(30 * rng.normal(size=shape), jnp.float32) for _ in range(2))
+    x = x.at[0, 0].set(-1e30).at[0, 1, :-1].set(-1e30).at[1, 1, 0].set(1e4)
+    results = [(y, back(g)) for y, back in (jax.vjp(f, x) for f in (softmax, jax.nn.softmax))]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+    np.testing.assert_allclose(results[0][0][0, 0], np.full(70, 1 / 70), rtol=1e-5)
+    assert np.isnan(softmax(x.at[1, 2, 3].set(jnp.nan))[1, 2]).all()

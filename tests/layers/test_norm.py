@@ -1,11 +1,20 @@
-"""Group normalisation: its formula, its gradient, one example alone, and means far from zero."""
+"""Normalisations: their formulas, their gradients, one example alone, and means far from zero."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl.layers.norm import GroupNorm, group_norm
+from jaxdl.layers.activations import softmax
+from jaxdl.layers.norm import (
+    GroupNorm,
+    LayerNorm,
+    RMSNorm,
+    group_norm,
+    layer_norm,
+    rms_norm,
+)
 
 B, H, W, C, GROUPS = 3, 4, 5, 6, 2
 EPSILON = 1e-5
@@ -89,3 +98,78 @@ def test_a_vector_scales_and_shifts_on_top_of_what_is_learned():
 def test_groups_divide_the_channels():
     with pytest.raises(ValueError, match="6 channels do not split into 4 groups"):
         group_norm(X, SCALE, OFFSET, groups=4)
+
+
+# Layer and RMS normalisation, against those of Flax.
+T, D = 7, 70  # more than the 32 that XLA sums at once
+RNG = np.random.default_rng(0)
+LAYERS = {
+    "layer": (LayerNorm(epsilon=1e-3), nn.LayerNorm(epsilon=1e-3)),
+    "no bias": (LayerNorm(use_bias=False), nn.LayerNorm(use_bias=False, epsilon=1e-5)),
+    "rms": (RMSNorm(), nn.RMSNorm(epsilon=1e-6)),
+}
+
+
+def tokens(*shape):
+    return jnp.asarray(RNG.normal(size=shape or (B, T, D)) + 0.5, jnp.float32)
+
+
+def assert_close(a, b, **tolerance):
+    tolerance = {"rtol": 1e-4, "atol": 1e-5, **tolerance}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), a, b)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_values_parameters_and_gradients_are_those_of_flax(name):
+    ours, flax = LAYERS[name]
+    x, g = 3 * tokens(), tokens()
+    params = ours.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, params, flax.init(jax.random.key(0), x))
+    params = jax.tree.map(lambda p: tokens(*p.shape), params)
+    results = []
+    for layer in (ours, flax):
+        y, back = jax.jit(lambda p, x, layer=layer: jax.vjp(layer.apply, p, x))(params, x)
+        results.append((y, back(g)))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("name", ["layer", "rms"])
+def test_half_precision_is_normalised_in_float32(name):
+    ours, flax = (layer.clone(dtype=jnp.bfloat16) for layer in LAYERS[name])
+    x = (tokens() + 100).astype(jnp.bfloat16)  # a mean far from 0: bfloat16 would lose all
+    params = ours.init(jax.random.key(0), x)
+    y = ours.apply(params, x)
+    assert y.dtype == jnp.bfloat16
+    assert_close(y.astype(float), flax.apply(params, x).astype(float), rtol=0.02, atol=0.02)
+
+
+def test_the_variance_is_of_what_is_left_of_the_mean():
+    """Not mean(x^2) - mean(x)^2, which loses all digits where the mean is large."""
+    x = tokens()
+    shifted = np.asarray(x + 3000)
+    exact = shifted.astype(np.float64)
+    exact = (exact - exact.mean(-1, keepdims=True)) / exact.std(-1, keepdims=True)
+    y = layer_norm(jnp.asarray(shifted), jnp.ones(D), epsilon=0.0)
+    np.testing.assert_allclose(y, exact, atol=1e-3)
+
+
+def test_gradients_hold_under_vmap_scan_and_remat():
+    xs, scale, bias = tokens(4, 2, T, D), tokens(D), tokens(D)
+    flax = lambda x, s, b: nn.LayerNorm(epsilon=1e-5).apply({"params": {"scale": s, "bias": b}}, x)  # noqa: E731
+    rms = lambda x, s: nn.RMSNorm(epsilon=1e-6).apply({"params": {"scale": s}}, x)  # noqa: E731
+
+    def through(parts, wrap):
+        layer, root, soft = parts
+
+        def total(scale, bias, xs):
+            def body(h, x):
+                return soft(root(layer(h + x, scale, bias), scale)) * x, None
+
+            return jnp.sin(jax.lax.scan(wrap(body), jnp.zeros((T, D)), xs)[0]).sum()
+
+        each = jax.vmap(jax.grad(total, argnums=(0, 1, 2)), (None, None, 1))
+        return jax.jit(each)(scale, bias, xs)
+
+    plain = through((flax, rms, jax.nn.softmax), lambda body: body)
+    for wrap in (lambda body: body, jax.checkpoint):
+        assert_close(through((layer_norm, rms_norm, softmax), wrap), plain)
