@@ -196,7 +196,7 @@ class LayerNorm(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
-        x, scale, bias = jax.tree.map(lambda v: v.astype(jnp.float32), (x, scale, bias))
+        x, scale, bias = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), (x, scale, bias))
         return layer_norm(x, scale, bias, epsilon=self.epsilon).astype(dtype)
 
 
@@ -212,7 +212,7 @@ class RMSNorm(nn.Module):
         """Normalises the last axis of x; parameter "scale" (d)."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
         dtype = canonicalize_dtype(x, scale, dtype=self.dtype)
-        x, scale = x.astype(jnp.float32), scale.astype(jnp.float32)
+        x, scale = jnp.asarray(x, jnp.float32), jnp.asarray(scale, jnp.float32)
         return rms_norm(x, scale, epsilon=self.epsilon).astype(dtype)
 
 
