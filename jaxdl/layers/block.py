@@ -20,6 +20,7 @@ from flax.typing import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdl.layers.activations import gelu_tanh, silu
 from jaxdl.layers.attention import Attention, KeysValues
 from jaxdl.layers.dense import Dense
 from jaxdl.layers.dropout import Dropout
@@ -54,9 +55,9 @@ class FeedForward(nn.Module):
         y = Dense(self.hidden, kernel_init=self.kernel_init, name="up", **shared)(x)
         if self.activation == "swiglu":
             gate = Dense(self.hidden, kernel_init=self.kernel_init, name="gate", **shared)(x)
-            y = jax.nn.silu(gate) * y
+            y = silu(gate) * y
         else:
-            y = {"relu": jax.nn.relu, "gelu": jax.nn.gelu}[self.activation](y)
+            y = {"relu": jax.nn.relu, "gelu": gelu_tanh}[self.activation](y)
         return Dense(self.width, kernel_init=self.out_kernel_init, name="down", **shared)(y)
 
 
