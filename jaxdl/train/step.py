@@ -90,7 +90,8 @@ def make_train_step(
         if axis_name is not None:
             sums, model_state = all_reduce(sums, model_state, axis_name)
 
-        gradient = jax.tree.map(lambda g: g / sums.objective.count, sums.total)
+        share = 1 / sums.objective.count  # XLA fuses a product with its readers, and no quotient
+        gradient = jax.tree.map(lambda g: g * share, sums.total)
         norm = optax.tree.norm(gradient)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
