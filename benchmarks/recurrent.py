@@ -10,24 +10,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from functools import partial
-from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave torch some of the GPU
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from benchmarks.harness import Call, Side, compare, emit, finish, matmul_peak, torch_device
-from jaxdl.decode import generate, row_keys
+from benchmarks.language import draw_tokens, generation_side, step_side, temporary_bytes
 from jaxdl.errors import UserError
-from jaxdl.losses import softmax_cross_entropy
-from jaxdl.metrics import Mean
 from jaxdl.models import RecurrentLM
 from jaxdl.sampling import greedy
-from jaxdl.train import Aux, TrainState, make_train_step
 from jaxdl.train.optim import adam, clipped
 
 RATE, CLIP = 1e-3, 1.0
@@ -71,51 +64,14 @@ def make_model(options: Options, chunk: int | None = None) -> RecurrentLM:
     return RecurrentLM(options.vocabulary, **sizes)
 
 
-def draw_tokens(options: Options) -> np.ndarray:
-    shape = (options.batch_size, options.time + 1)
-    return np.random.default_rng(0).integers(0, options.vocabulary, shape, np.int32)
+def make_tokens(options: Options) -> np.ndarray:
+    return draw_tokens(options.vocabulary, options.batch_size, options.time + 1)
 
 
-def compile_step(options: Options, chunk: int | None = None) -> tuple[Any, Any, Any]:
-    """Returns the compiled train step (forward, backward, clipping, Adam), a state and a batch."""
-    model, tx = make_model(options, chunk), clipped(adam(RATE), CLIP)
-    batch = {"tokens": jnp.asarray(draw_tokens(options))}
-
-    def init(key):
-        return model.init(key, batch["tokens"][:, :-1], train=False)["params"], {}
-
-    def loss(params, model_state, batch, key, *, train):
-        result: Any = model.apply({"params": params}, batch["tokens"][:, :-1], train=train)
-        mean = Mean.of(softmax_cross_entropy(result[0], batch["tokens"][:, 1:]))
-        return mean, Aux({"loss": mean}, model_state)
-
-    state = jax.jit(lambda key: TrainState.create(init, tx, key))(jax.random.key(0))
-    step = jax.jit(make_train_step(loss, tx), donate_argnums=0)
-    return step.lower(state, batch).compile(), state, batch
-
-
-def temporary_bytes(options: Options, chunk: int | None = None) -> int:
-    """Returns what a train step needs beside its arguments and results, by XLA's own account."""
-    step, *_ = compile_step(options, chunk)
-    return step.memory_analysis().temp_size_in_bytes
-
-
-def jaxdl_step(options: Options, chunk: int | None = None) -> Side:
-    """The train step."""
-
-    def prepare() -> Call:
-        step, state, batch = compile_step(options, chunk)
-
-        def call() -> None:
-            nonlocal state
-            state, metrics = step(state, batch)
-            jax.block_until_ready((state, metrics))
-
-        call()
-        return call
-
-    name = "jaxdl" if chunk is None else f"jaxdl, chunks of {chunk}"
-    return Side(name=name, prepare=prepare, flops=train_step_flops(options))
+def jaxdl_step(options: Options, chunk: int | None = None, name: str = "jaxdl") -> Side:
+    """The train step: forward, backward, clipping, Adam."""
+    model, flops = make_model(options, chunk), train_step_flops(options)
+    return step_side(name, model, clipped(adam(RATE), CLIP), make_tokens(options), flops=flops)
 
 
 def torch_model(options: Options):
@@ -139,7 +95,7 @@ def torch_step(options: Options) -> Side:
 
         model = torch_model(options)
         tx = torch.optim.Adam(model.parameters(), RATE)
-        tokens = torch.tensor(draw_tokens(options)).long().to(torch_device())
+        tokens = torch.tensor(make_tokens(options)).long().to(torch_device())
 
         def call() -> None:
             tx.zero_grad(set_to_none=True)
@@ -157,25 +113,6 @@ def torch_step(options: Options) -> Side:
     return Side(name="torch, eager", prepare=prepare, flops=train_step_flops(options))
 
 
-def jaxdl_generation(options: Options, b: int) -> Side:
-    """Greedy generation from one token a row, compiled as one program."""
-
-    def prepare() -> Call:
-        model = make_model(options)
-        tokens = jnp.asarray(draw_tokens(options)[:b, :1])
-        params = jax.jit(partial(model.init, train=False))(jax.random.key(0), tokens)["params"]
-        step, carry = jax.tree_util.Partial(model.step, params), model.initial_carry(b)
-        inputs = step, carry, tokens, jnp.ones(b, jnp.int32), row_keys(jax.random.key(1), b)
-
-        def call() -> None:
-            jax.block_until_ready(generate(*inputs, sampler=greedy, limit=options.time))
-
-        call()
-        return call
-
-    return Side(name="jaxdl", prepare=prepare)
-
-
 def torch_generation(options: Options, b: int) -> Side:
     """The same in PyTorch: a loop in Python, token by token."""
 
@@ -183,7 +120,7 @@ def torch_generation(options: Options, b: int) -> Side:
         import torch
 
         model = torch_model(options).eval()
-        first = torch.tensor(draw_tokens(options)[:b, :1]).long().to(torch_device())
+        first = torch.tensor(make_tokens(options)[:b, :1]).long().to(torch_device())
 
         def call() -> None:
             tokens, carry = first, None
@@ -216,16 +153,20 @@ def main(options: Options) -> None:
     )
     emit(step)
     for b in (1, 8):
-        sides = jaxdl_generation(options, b), torch_generation(options, b)
+        first = make_tokens(options)[:b, :1]
+        ours = generation_side(make_model(options), first, sampler=greedy, limit=options.time)
+        sides = ours, torch_generation(options, b)
         emit(compare("recurrent generation", *sides, **shared, **about | {"batch_size": b}))
     double = dataclasses.replace(options, time=2 * options.time)
-    twice = dataclasses.replace(jaxdl_step(double), name="jaxdl, twice as long")
+    twice = jaxdl_step(double, name="jaxdl, twice as long")
     emit(compare("recurrent length", jaxdl_step(options), twice, **shared, **about))
+    task = clipped(adam(RATE), CLIP), make_tokens(options)
     memory = {
-        "a_bytes": temporary_bytes(options),
-        "b_bytes": temporary_bytes(options, options.chunk),
+        "a_bytes": temporary_bytes(make_model(options), *task),
+        "b_bytes": temporary_bytes(make_model(options, options.chunk), *task),
     }
-    sides = jaxdl_step(options), jaxdl_step(options, options.chunk)
+    chunked = jaxdl_step(options, options.chunk, name=f"jaxdl, chunks of {options.chunk}")
+    sides = jaxdl_step(options), chunked
     emit(compare("recurrent remat", *sides, **shared, **about, **memory))
 
 
