@@ -53,7 +53,9 @@ def _gelu_backward(x: Array, g: Array) -> tuple[Array]:
     c = (2 / jnp.pi) ** 0.5
     tanh = jnp.tanh(c * (x + 0.044715 * x**3))
     slope = c * (1 + 3 * 0.044715 * x**2)
-    return (g * (0.5 * (1 + tanh) * (1 + x * (1 - tanh) * slope)),)
+    half = 0.5 * (1 + tanh)
+    # In this order: far from 0 a factor of 0 meets x before the slope, which may overflow with it.
+    return (g * (half + x * half * (1 - tanh) * slope),)
 
 
 _gelu_on_cpu.defvjp(lambda x: (_gelu_on_cpu(x), x), _gelu_backward)
@@ -77,7 +79,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
     "softmax": softmax,  # over the last axis
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # Hendrycks and Gimpel, arXiv:1606.08415
-    "silu": jax.nn.silu,
+    "silu": silu,
 }
 assert set(ACTIVATIONS) == set(get_args(Activation))
 

@@ -139,6 +139,20 @@ def test_clipping_scales_the_whole_gradient_to_the_norm_and_lets_a_smaller_one_p
     assert optim.clipped(tx, None) is tx
 
 
+@pytest.mark.parametrize("most", [0.5, 1e6])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_clipping_is_that_of_optax_and_restores_its_checkpoints(most, dtype):
+    gradient = {name: jnp.asarray(g, dtype) for name, g in (PARAMS | VECTORS).items()}
+    ours, theirs = optim.clip(most), optax.clip_by_global_norm(most)
+    updates, expected = (tx.update(gradient, tx.init(gradient))[0] for tx in (ours, theirs))
+    for a, b in zip(*map(jax.tree.leaves, (updates, expected)), strict=True):
+        assert a.dtype == b.dtype == dtype
+        digits = 1e-6 if dtype == np.float32 else 2**-7  # one unit in the last place
+        np.testing.assert_allclose(a.astype(float), b.astype(float), rtol=digits)
+    states = (optax.chain(tx, optim.adam(RATE)).init(gradient) for tx in (ours, theirs))
+    assert jax.tree.structure(next(states)) == jax.tree.structure(next(states))
+
+
 PEAK, WARMUP, LAST = 0.7, 8, 50
 MADE = {
     "constant": optim.constant(PEAK, warmup=WARMUP, steps=LAST),
