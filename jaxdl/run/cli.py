@@ -24,6 +24,7 @@ import tyro
 
 from jaxdl.backend import CompilationCache
 from jaxdl.errors import RunFailed, UserError
+from jaxdl.malloc import keep_memory
 from jaxdl.run import hosts
 from jaxdl.run.config import HostsConfig, RunConfig, flag, identity, to_json
 from jaxdl.run.experiment import Experiment, Session
@@ -67,6 +68,7 @@ class Script:
     def main(self, arguments: Sequence[str] | None = None) -> None:
         """Runs the command line; ends the process with status 1, 2, 130 or 143 where it fails."""
         arguments = list(sys.argv[1:] if arguments is None else arguments)
+        keep_memory()
         try:
             with spoken_log():
                 self._dispatch(arguments)

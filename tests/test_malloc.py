@@ -1,0 +1,131 @@
+"""Memory is kept where a program owns its process, and nowhere else."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from jaxdl import malloc
+
+ROOT = Path(__file__).parents[1]
+PLAIN = {k: v for k, v in os.environ.items() if not malloc.is_settled({k: v})}
+
+
+def has_glibc():
+    done = in_a_process("from jaxdl.malloc import keep_memory; print(keep_memory())")
+    return done.stdout.strip() == "True"
+
+
+def in_a_process(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=PLAIN | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+
+
+FAULTS = """
+    import resource
+    from jaxdl.malloc import keep_memory
+    {before}
+    def fill():
+        b"x" * (40 * 2**20)  # written page by page, and freed
+    fill()
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        fill()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start) / 10)
+"""
+
+
+@pytest.mark.skipif(not has_glibc(), reason="the C library is another")
+def test_a_block_of_more_than_32_mib_faults_once_and_not_at_every_step():
+    """Each time, were it not for `keep_memory`: an import changes nothing."""
+    plain, kept = (
+        float(in_a_process(FAULTS.format(before=before)).stdout)
+        for before in ("import jaxdl.models", "assert keep_memory()")
+    )
+    assert plain > 100  # 10,240 where pages have 4 KiB
+    assert kept < plain / 10
+
+
+@pytest.mark.skipif(not has_glibc(), reason="the C library is another")
+def test_what_lies_free_at_the_end_is_bounded():
+    code = """
+        from jaxdl.malloc import keep_memory
+        def resident():
+            pages = int(open("/proc/self/statm").read().split()[1])
+            return pages * 4096 / 2**20
+        keep_memory()
+        before = resident()
+        b"x" * (500 * 2**20)
+        print(resident() - before)
+    """
+    assert float(in_a_process(code).stdout) < 70
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"MALLOC_ARENA_MAX": "2"},
+        {"MALLOC_MMAP_THRESHOLD_": "1000000"},
+        {"GLIBC_TUNABLES": "glibc.cpu.x86_ibt=off:glibc.malloc.hugetlb=1"},
+        {"LD_PRELOAD": "/usr/lib/libjemalloc.so.2"},
+    ],
+    ids=lambda environment: next(iter(environment)),
+)
+def test_the_users_choice_stands(environment, monkeypatch):
+    assert malloc.is_settled(environment)
+    monkeypatch.setattr(malloc.os, "environ", environment)
+    monkeypatch.setattr(malloc.ctypes, "CDLL", fail)
+    assert malloc.keep_memory() is False
+
+
+def test_other_settings_are_no_choice():
+    assert not malloc.is_settled({"GLIBC_TUNABLES": "glibc.cpu.x86_ibt=off", "LD_PRELOAD": "x.so"})
+
+
+def fail(*_):
+    raise AssertionError("the C library was opened")
+
+
+class Empty:
+    """A C library without what is looked for."""
+
+
+class Refusing:
+    """A glibc that takes no setting."""
+
+    def gnu_get_libc_version(self):
+        return b"2.36"
+
+    def mallopt(self, name, value):
+        return 0
+
+
+@pytest.mark.parametrize("library", [Empty, Refusing])
+def test_elsewhere_it_does_no_harm(library, monkeypatch):
+    monkeypatch.setattr(malloc, "is_settled", lambda environment: False)
+    monkeypatch.setattr(malloc.ctypes, "CDLL", lambda name: library())
+    assert malloc.keep_memory() is False
+    monkeypatch.setattr(malloc.ctypes, "CDLL", fail)
+    for platform in ("darwin", "win32"):
+        monkeypatch.setattr(malloc.sys, "platform", platform)
+        assert malloc.keep_memory() is False
+
+
+def test_a_command_line_keeps_memory(monkeypatch):
+    from jaxdl.run import cli
+
+    kept = []
+    monkeypatch.setattr(cli, "keep_memory", lambda: kept.append(True))
+    script = cli.Script(name="none", presets={"only": None}, build=fail)
+    with pytest.raises(SystemExit):
+        script.main(["no-such-preset"])
+    assert kept
