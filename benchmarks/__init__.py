@@ -1,1 +1,1 @@
-"""Side by side with PyTorch, on the same machine, in the same process."""
+"""Side by side with PyTorch, in turn, on the same machine."""

@@ -1,7 +1,11 @@
-"""Measures two sides in turn, A B A B ..., in one process, and says what was measured on what.
+"""Measures two sides in turn, A B A B ..., and says what was measured on what.
 
 Machines change their pace from minute to minute, so two sides are only compared within one pair
 of neighbouring calls, and the ratio is the median over the pairs. Its range is told beside it.
+
+PyTorch has a process of its own (`apart`), with memory as its users' is allocated: what jaxdl's
+programs ask of the C library (`jaxdl.malloc`) they ask for a whole process. The two never compute
+at the same time.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import multiprocessing
 import os
 import platform
 import resource
@@ -16,12 +21,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxdl.errors import UserError
 from jaxdl.run.workdir import git_commit, versions
 
 Call = Callable[[], None]
@@ -36,6 +44,46 @@ class Side:
     flops: float | None = None  # of one call, by the formula that the benchmark states
 
 
+def apart(make: Callable[..., Side], *args: Any, **kwargs: Any) -> Side:
+    """Returns the side that a module's function makes, to be run in a new process."""
+    there = partial(make, *args, **kwargs)
+    return dataclasses.replace(there(), prepare=lambda: Worker(there))
+
+
+class Worker:
+    """A process that has prepared a side, and calls it when it is told to; it ends with this."""
+
+    def __init__(self, make: Callable[[], Side]):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        spawn.Process(target=serve, args=(theirs, make), daemon=True).start()
+        theirs.close()  # so that a process that dies is an end of the file, not an endless wait
+        self.peaks: Peaks = self.pipe.recv()
+
+    def __call__(self) -> None:
+        """Calls the side, and waits for its end."""
+        self.pipe.send(None)
+        self.peaks = self.pipe.recv()
+
+
+def serve(pipe: Connection, make: Callable[[], Side]) -> None:
+    """Prepares a side and calls it for every message, until the pipe is closed."""
+    side = make()
+    call = side.prepare()
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.send(peaks(side.name))
+            pipe.recv()
+            call()
+
+
+class Peaks(NamedTuple):
+    """The most bytes that were held so far."""
+
+    device: int | None  # by one library, None on CPU
+    process: int  # of host memory
+
+
 @dataclasses.dataclass(frozen=True)
 class Timing:
     """Seconds of one side."""
@@ -43,7 +91,7 @@ class Timing:
     side: Side
     compile_seconds: float
     seconds: list[float]
-    device_bytes: int | None
+    peaks: Peaks
 
     def to_json(self, peak_gflops: float | None) -> dict[str, Any]:
         """States the median, and the share of the machine's peak where FLOPs are known."""
@@ -54,7 +102,8 @@ class Timing:
             "seconds_min": min(self.seconds),
             "seconds_max": max(self.seconds),
             "compile_seconds": self.compile_seconds,
-            "peak_device_bytes": self.device_bytes,
+            "peak_device_bytes": self.peaks.device,
+            "peak_process_bytes": self.peaks.process,
         }
         if self.side.flops and peak_gflops:
             gflops = self.side.flops / median / 1e9
@@ -89,7 +138,6 @@ def compare(
         "warmup": warmup,
         **about,
         "peak_gflops": peak,
-        "peak_process_bytes": peak_process_bytes(),
         **environment(),
     }
 
@@ -108,8 +156,11 @@ def measure(a: Side, b: Side, *, rounds: int, warmup: int) -> tuple[Timing, Timi
             call()
             if round_ >= warmup:
                 times.append(time.perf_counter() - started)
-    memory = [peak_device_bytes(side.name) for side in sides]
-    both = [Timing(*row) for row in zip(sides, compiling, seconds, memory, strict=True)]
+    held = [
+        call.peaks if isinstance(call, Worker) else peaks(side.name)
+        for side, call in zip(sides, calls, strict=True)
+    ]
+    both = [Timing(*row) for row in zip(sides, compiling, seconds, held, strict=True)]
     return both[0], both[1]
 
 
@@ -127,21 +178,20 @@ def matmul_peak(*, repeats: int = 5) -> dict[str, float]:
     """
     sizes = (512, 1024, 2048) if jax.default_backend() == "cpu" else (2048, 4096, 8192)
     product = jax.jit(jnp.dot)
-    peaks = {"jax": 0.0}
+    rates = {"jax": 0.0}
     for n in sizes:
         x = jnp.ones((n, n), jnp.float32)
         seconds = least_seconds(lambda x=x: jax.block_until_ready(product(x, x)), repeats)
-        peaks["jax"] = max(peaks["jax"], 2 * n**3 / seconds / 1e9)
-    with contextlib.suppress(ImportError):
-        import torch
-
-        peaks["torch"] = 0.0
+        rates["jax"] = max(rates["jax"], 2 * n**3 / seconds / 1e9)
+    with contextlib.suppress(UserError):
+        torch = import_torch()
+        rates["torch"] = 0.0
         device = torch_device()
         for n in sizes:
             y = torch.ones((n, n), device=device)
             seconds = least_seconds(lambda y=y: finish(y @ y), repeats)
-            peaks["torch"] = max(peaks["torch"], 2 * n**3 / seconds / 1e9)
-    return peaks
+            rates["torch"] = max(rates["torch"], 2 * n**3 / seconds / 1e9)
+    return rates
 
 
 def least_seconds(call: Callable[[], Any], repeats: int) -> float:
@@ -153,6 +203,20 @@ def least_seconds(call: Callable[[], Any], repeats: int) -> float:
         call()
         seconds.append(time.perf_counter() - started)
     return min(seconds)
+
+
+def import_torch() -> Any:
+    """Imports PyTorch, free to take TF32 for float32 on a GPU, as XLA does; or raises UserError."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            "this benchmark compares with PyTorch: pip install 'jaxdl[reference]'"
+        ) from error
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    return torch
 
 
 def torch_device() -> str:
@@ -168,19 +232,22 @@ def finish(tensor: Any) -> None:
         torch.cuda.synchronize()
 
 
-def peak_device_bytes(name: str) -> int | None:
-    """Returns the most device memory that the library which `name` begins with has held so far."""
+def peaks(library: str) -> Peaks:
+    """Returns the most bytes held so far: on the device by what is named after a library."""
+    process = peak_process_bytes()
     if jax.default_backend() == "cpu":
-        return None
-    if name.startswith("torch"):
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        return Peaks(None, process)
+    if library.startswith("torch"):
+        return Peaks(import_torch().cuda.max_memory_allocated(), process)
+    return Peaks((jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"), process)
 
 
 def peak_process_bytes() -> int:
-    """Returns the most host memory that the process has held so far, both sides together."""
+    """Returns the most host memory that this process has held so far."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as lines:
+        for line in lines:
+            if line.startswith("VmHWM:"):  # getrusage counts that of its parent on Linux, too
+                return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -16,9 +16,20 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave torch s
 import numpy as np
 import tyro
 
-from benchmarks.harness import Call, Side, compare, emit, finish, matmul_peak, torch_device
+from benchmarks.harness import (
+    Call,
+    Side,
+    apart,
+    compare,
+    emit,
+    finish,
+    import_torch,
+    matmul_peak,
+    torch_device,
+)
 from benchmarks.language import draw_tokens, generation_side, step_side, temporary_bytes
 from jaxdl.errors import UserError
+from jaxdl.malloc import keep_memory
 from jaxdl.models import RecurrentLM
 from jaxdl.sampling import greedy
 from jaxdl.train.optim import adam, clipped
@@ -75,8 +86,7 @@ def jaxdl_step(options: Options, chunk: int | None = None, name: str = "jaxdl") 
 
 
 def torch_model(options: Options):
-    import torch
-
+    torch = import_torch()
     torch.manual_seed(0)
     width = options.width
     model = torch.nn.ModuleDict({
@@ -91,8 +101,7 @@ def torch_step(options: Options) -> Side:
     """The same train step in PyTorch."""
 
     def prepare() -> Call:
-        import torch
-
+        torch = import_torch()
         model = torch_model(options)
         tx = torch.optim.Adam(model.parameters(), RATE)
         tokens = torch.tensor(make_tokens(options)).long().to(torch_device())
@@ -117,8 +126,7 @@ def torch_generation(options: Options, b: int) -> Side:
     """The same in PyTorch: a loop in Python, token by token."""
 
     def prepare() -> Call:
-        import torch
-
+        torch = import_torch()
         model = torch_model(options).eval()
         first = torch.tensor(make_tokens(options)[:b, :1]).long().to(torch_device())
 
@@ -138,24 +146,18 @@ def torch_generation(options: Options, b: int) -> Side:
 
 def main(options: Options) -> None:
     """Prints one line of JSON for each comparison."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            "this benchmark compares with PyTorch: pip install 'jaxdl[reference]'"
-        ) from error
-    torch.set_float32_matmul_precision("high")
+    kept, torch = keep_memory(), import_torch()
     shared = {"rounds": options.rounds, "warmup": options.warmup, "peak": matmul_peak()}
     about = {k: v for k, v in dataclasses.asdict(options).items() if k not in shared}
-    about["torch_threads"] = torch.get_num_threads()
+    about |= {"torch_threads": torch.get_num_threads(), "memory_kept": kept}
     step = compare(
-        "recurrent train step", jaxdl_step(options), torch_step(options), **shared, **about
+        "recurrent train step", jaxdl_step(options), apart(torch_step, options), **shared, **about
     )
     emit(step)
     for b in (1, 8):
         first = make_tokens(options)[:b, :1]
         ours = generation_side(make_model(options), first, sampler=greedy, limit=options.time)
-        sides = ours, torch_generation(options, b)
+        sides = ours, apart(torch_generation, options, b)
         emit(compare("recurrent generation", *sides, **shared, **about | {"batch_size": b}))
     double = dataclasses.replace(options, time=2 * options.time)
     twice = jaxdl_step(double, name="jaxdl, twice as long")

@@ -20,12 +20,23 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks.harness import Call, Side, compare, emit, finish, matmul_peak, torch_device
+from benchmarks.harness import (
+    Call,
+    Side,
+    apart,
+    compare,
+    emit,
+    finish,
+    import_torch,
+    matmul_peak,
+    torch_device,
+)
 from experiments.image_classification import PRESETS, make_loss, make_model
 from jaxdl.data import ArraySource, make_pipeline
 from jaxdl.errors import UserError
 from jaxdl.keys import derive
 from jaxdl.losses import softmax_cross_entropy
+from jaxdl.malloc import keep_memory
 from jaxdl.metrics import Mean, Metrics
 from jaxdl.run.images import prepare
 from jaxdl.train import Aux, Loss, TrainState, fit, make_train_step
@@ -139,8 +150,7 @@ def jaxdl_epoch(options: Options) -> Side:
 
 def torch_network(options: Options, *, compiled: bool):
     """Makes the same network, and its train step, in PyTorch."""
-    import torch
-
+    torch = import_torch()
     from benchmarks.torch_reference import TorchCNN, make_step
 
     torch.manual_seed(0)
@@ -158,8 +168,7 @@ def torch_steps(options: Options, count: int, *, compiled: bool) -> Side:
     """The train step alone in PyTorch, `count` times on one batch."""
 
     def prepare_side() -> Call:
-        import torch
-
+        torch = import_torch()
         step = torch_network(options, compiled=compiled)
         images, labels = noise(options.batch_size)
         x = np.asarray(prepare(RECIPE, jnp.asarray(images), None)).transpose(0, 3, 1, 2)
@@ -181,8 +190,7 @@ def torch_epoch(options: Options, *, compiled: bool) -> Side:
     """A slice of an epoch in PyTorch: batches and augmentation on the device, steps, losses."""
 
     def prepare_side() -> Call:
-        import torch
-
+        torch = import_torch()
         from benchmarks.torch_reference import epoch
 
         step = torch_network(options, compiled=compiled)
@@ -220,27 +228,21 @@ def noise(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def main(options: Options) -> None:
     """Prints one line of JSON for each comparison."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            "this benchmark compares with PyTorch: pip install 'jaxdl[reference]'"
-        ) from error
+    kept, torch = keep_memory(), import_torch()
     on_gpu = jax.default_backend() != "cpu"
     if on_gpu and not torch.cuda.is_available():
         raise UserError("jax has a GPU here and torch has none: install a CUDA build of torch")
-    # XLA takes TF32 for float32 on a GPU; the comparison is fair where PyTorch may too.
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
     repeat = options.repeat or (50 if on_gpu else 1)
     shared = {"rounds": options.rounds, "warmup": options.warmup, "peak": matmul_peak()}
     about = {"batch_size": options.batch_size, "channels_last": options.channels_last}
-    about["torch_threads"] = torch.get_num_threads()
+    about |= {"torch_threads": torch.get_num_threads(), "memory_kept": kept}
     for compiled in (False, True) if on_gpu else (False,):
-        ours, theirs = jaxdl_steps(options, repeat), torch_steps(options, repeat, compiled=compiled)
+        ours, theirs = (
+            jaxdl_steps(options, repeat),
+            apart(torch_steps, options, repeat, compiled=compiled),
+        )
         emit(compare("train step", ours, theirs, steps=repeat, **shared, **about))
-        ours, theirs = jaxdl_epoch(options), torch_epoch(options, compiled=compiled)
+        ours, theirs = jaxdl_epoch(options), apart(torch_epoch, options, compiled=compiled)
         emit(compare("epoch", ours, theirs, steps=options.steps, **shared, **about))
     alone = dataclasses.replace(jaxdl_steps(options, options.steps), name="jaxdl, steps alone")
     whole = dataclasses.replace(jaxdl_epoch(options), name="jaxdl, epoch")

@@ -15,6 +15,7 @@ import tyro
 from benchmarks.harness import Call, Side, compare, emit, least_seconds
 from experiments.image_classification import Config, make_loss, make_model
 from jaxdl.data import ArraySource, Resident
+from jaxdl.malloc import keep_memory
 from jaxdl.models.apply import initialise
 from jaxdl.train import TrainState, make_train_step
 from jaxdl.train.loop import Feed
@@ -108,6 +109,7 @@ def placed(options: Options, network: str, count: int, parallel: Parallel) -> Si
 
 def main(options: Options) -> None:
     """Prints one line of JSON for each network and way."""
+    keep_memory()
     for network in NETWORKS:
         once = least_seconds(plain(options, network, 1).prepare(), 3)
         count = max(1, round(options.seconds / once))

@@ -18,7 +18,17 @@ import numpy as np
 import optax
 import tyro
 
-from benchmarks.harness import Call, Side, compare, emit, finish, matmul_peak, torch_device
+from benchmarks.harness import (
+    Call,
+    Side,
+    apart,
+    compare,
+    emit,
+    finish,
+    import_torch,
+    matmul_peak,
+    torch_device,
+)
 from benchmarks.language import (
     compile_step,
     draw_tokens,
@@ -28,6 +38,7 @@ from benchmarks.language import (
     temporary_bytes,
 )
 from jaxdl.errors import UserError
+from jaxdl.malloc import keep_memory
 from jaxdl.models import TransformerLM
 from jaxdl.sampling import Sample, Temperature
 from jaxdl.train.optim import adamw, clipped
@@ -119,8 +130,7 @@ def torch_steps(options: Options, style: Style) -> Side:
 
 def make_torch_step(options: Options, style: Style) -> Any:
     """Returns what takes a step and returns the loss before it, from jaxdl's own start."""
-    import torch
-
+    torch = import_torch()
     from benchmarks.torch_gpt import torch_adamw, torch_gpt
 
     model = make_model(options, style)
@@ -151,8 +161,7 @@ def torch_generation(options: Options) -> Side:
     """Generation without one in PyTorch, as nanoGPT does it."""
 
     def prepare() -> Call:
-        import torch
-
+        torch = import_torch()
         from benchmarks.torch_gpt import torch_gpt
 
         model = make_model(options)
@@ -183,26 +192,20 @@ def compilation(options: Options, layers: int) -> Side:
 
 def main(options: Options) -> None:
     """Prints one line of JSON for each comparison."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            "this benchmark compares with PyTorch: pip install 'jaxdl[reference]'"
-        ) from error
-    torch.set_float32_matmul_precision("high")
+    kept, torch = keep_memory(), import_torch()
     shared = {"warmup": options.warmup, "peak": matmul_peak()}
     about = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("rounds", "warmup")}
-    about["torch_threads"] = torch.get_num_threads()
+    about |= {"torch_threads": torch.get_num_threads(), "memory_kept": kept}
     task = make_optimizer(), make_tokens(options)
     for style in ("gpt2", "modern"):
-        sides = jaxdl_steps(options, style), torch_steps(options, style)
+        sides = jaxdl_steps(options, style), apart(torch_steps, options, style)
         more = about | {"a_bytes": temporary_bytes(make_model(options, style), *task)}
         line = compare(
             "transformer train step", *sides, rounds=options.rounds, style=style, **shared, **more
         )
         emit(line)
     few = max(1, options.rounds // 5)
-    sides = jaxdl_generation(options), torch_generation(options)
+    sides = jaxdl_generation(options), apart(torch_generation, options)
     emit(compare("transformer generation", *sides, rounds=few, **shared, **about))
     sides = compilation(options, options.layers), compilation(options, options.deep)
     emit(compare("transformer compilation", *sides, rounds=few, **shared | {"warmup": 1}, **about))

@@ -1,10 +1,15 @@
 """The harness tells which side is faster, in lines that parse; the torch side is the same task."""
 
+import importlib
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -42,7 +47,52 @@ def test_the_ratio_is_above_one_where_a_is_faster(capsys):
     assert "share_of_peak" not in second["a"]
     assert first["versions"]["jax"]
     assert first["device"]
-    assert first["peak_process_bytes"] > 10 * 2**20
+    assert first["a"]["peak_process_bytes"] > 10 * 2**20
+
+
+def tattling_toy(folder, seconds):
+    """A side that writes down its process and when it ran."""
+
+    def call():
+        started = time.time()
+        time.sleep(seconds)
+        with (folder / "calls").open("a") as calls:
+            calls.write(f"{os.getpid()} {started} {time.time()}\n")
+
+    return harness.Side(name="tattler", prepare=lambda: call, flops=5.0)
+
+
+def test_a_side_apart_has_another_process_and_the_two_take_turns(tmp_path):
+    here, there = tattling_toy(tmp_path, 0.02), harness.apart(tattling_toy, tmp_path, 0.05)
+    assert (there.name, there.flops) == ("tattler", 5.0)
+    a, b = harness.measure(here, there, rounds=2, warmup=1)
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    ours, theirs = (calls[side::2] for side in (0, 1))
+    assert {call[0] for call in ours} == {str(os.getpid())}
+    assert len({call[0] for call in theirs} - {str(os.getpid())}) == 1
+    assert len(calls) == 6
+    ends, starts = ([float(call[n]) for call in calls] for n in (2, 1))
+    assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
+    assert min(a.seconds) >= 0.02
+    assert min(b.seconds) >= 0.05
+    assert b.peaks.process > 10 * 2**20
+    deadline = time.time() + 20  # it ends with what asked for it
+    while Path(f"/proc/{theirs[0][0]}").exists() and time.time() < deadline:
+        multiprocessing.active_children()
+        time.sleep(0.05)
+    assert time.time() < deadline
+
+
+def failing_toy():
+    def prepare():
+        raise SystemExit(3)
+
+    return harness.Side(name="failing", prepare=prepare)
+
+
+def test_a_process_that_dies_is_not_waited_for():
+    with pytest.raises(EOFError):
+        harness.apart(failing_toy).prepare()
 
 
 def test_the_warm_up_is_not_counted():
@@ -78,6 +128,49 @@ def test_operations_are_those_that_pytorch_counts():
     assert train_step_flops(64) == pytest.approx(37e9, rel=0.01)
 
 
+@pytest.mark.parametrize("style", ["gpt2", "modern"])
+def test_the_transformer_of_pytorch_is_the_same_and_so_are_its_operations(style):
+    """But PyTorch's count leaves attention out."""
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks import transformer
+    from benchmarks.language import init_params
+    from benchmarks.torch_gpt import torch_gpt
+
+    options = transformer.Options(
+        width=48, layers=2, heads=3, time=16, batch_size=2, vocabulary=11, tokens=3
+    )
+    model = transformer.make_model(options, style)
+    params, tokens = init_params(model), transformer.make_tokens(options)[:, :-1]
+    network = torch_gpt(model, params)
+    with FlopCounterMode(display=False) as counter:
+        logits = network(torch.tensor(tokens).long())
+        logits.sum().backward()
+    ours = model.apply({"params": params}, jnp.asarray(tokens), train=False)[0]
+    np.testing.assert_allclose(logits.detach().numpy(), ours, atol=1e-5)
+    uncounted = 3 * tokens.size * options.layers * 4 * options.width * options.time  # attention
+    flops = transformer.train_step_flops(options, style)
+    assert flops == counter.get_total_flops() + uncounted
+    first = torch.tensor(tokens[:, :1]).long()
+    assert network.generate(first, limit=options.tokens, temperature=0.8).shape == (2, 4)
+
+
+def test_train_steps_of_both_sides_lower_the_same_loss():
+    """From the same start, by the same optimiser, to the same parameters after some steps."""
+    pytest.importorskip("torch")
+    from benchmarks import transformer
+    from benchmarks.language import compile_step
+
+    options = transformer.Options(width=48, layers=2, heads=3, time=16, batch_size=2, vocabulary=11)
+    theirs = transformer.make_torch_step(options, "gpt2")
+    model, tokens = transformer.make_model(options), transformer.make_tokens(options)
+    step, state, batch = compile_step(model, transformer.make_optimizer(), tokens)
+    for _ in range(5):
+        state, metrics = step(state, batch)
+        np.testing.assert_allclose(metrics["loss"].compute(), theirs().item(), rtol=1e-4)
+
+
 def test_the_augmentation_of_pytorch_is_the_recipe():
     torch = pytest.importorskip("torch")
     from benchmarks import torch_reference
@@ -99,17 +192,22 @@ def test_the_augmentation_of_pytorch_is_the_recipe():
     assert turned.max() == pytest.approx(23 + reach, abs=1)
 
 
-def test_without_pytorch_it_says_what_to_install(monkeypatch):
-    from benchmarks import reference_cnn
+BENCHMARKS = pytest.mark.parametrize("name", ["reference_cnn", "recurrent", "transformer"])
 
+
+@BENCHMARKS
+def test_without_pytorch_it_says_what_to_install(name, monkeypatch):
+    benchmark = importlib.import_module(f"benchmarks.{name}")
     monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(benchmark, "keep_memory", lambda: False)
     with pytest.raises(UserError, match=r"pip install 'jaxdl\[reference\]'"):
-        reference_cnn.main(reference_cnn.Options())
+        benchmark.main(benchmark.Options())
 
 
-def test_the_options_have_help():
-    command = [sys.executable, "-m", "benchmarks.reference_cnn"]
+@BENCHMARKS
+def test_the_options_have_help(name):
+    command = [sys.executable, "-m", f"benchmarks.{name}"]
     done = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
-    assert "--steps" in done.stdout
+    assert "--rounds" in done.stdout
     assert "Traceback" not in done.stderr
