@@ -20,6 +20,11 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
 cache = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
 
+# The time goes into compiling, much of it into LLVM's expensive passes. "false" has programs as
+# they are for users: so `.ci/run` compares with PyTorch, and has the slow tests, and those on a
+# second Python.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+
 # Outside the tests the annotations are documentation; here a wrong shape or type raises.
 install_import_hook("jaxdl", "tests.annotations.checked")
 

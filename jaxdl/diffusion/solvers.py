@@ -160,6 +160,10 @@ class Heun:
         E + (r_here / r_there - 1) / 2 (m - x_0),
 
     which cancels no large numbers. The step to clean data, where r is 0, is Euler's.
+
+    The mean of two slopes is right where r changes little in a step, as on a grid of `karras`. The
+    first step of `trailing` on the cosine schedule divides it by about a thousand, and lands far
+    from any image.
     """
 
     @property
