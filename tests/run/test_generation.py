@@ -29,7 +29,7 @@ from tests.run.generators import load_at_random, read_picture
 TINY = (
     "--width", "8", "--blocks", "1", "--heads", "2", "--multipliers", "1", "--attention", "True",
     "--epochs", "0.3", "--warmup", "2", "--eval-batch-size", "64",
-    "--sampler-steps", "3", "--measured", "40", "--judge-epochs", "1", "--log-every", "3",
+    "--sampler-steps", "3", "--measured", "100", "--judge-epochs", "1", "--log-every", "3",
 )  # fmt: skip
 HOW = Sampling("ddpm", 4, 2.0)
 

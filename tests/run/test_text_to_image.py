@@ -25,7 +25,7 @@ from tests.run.generators import load_at_random, read_picture
 TINY = (
     "--width", "8", "--multipliers", "1", "--attention", "True", "--heads", "2", "--patch", "4",
     "--text-width", "8", "--text-layers", "1", "--scenes", "200", "--warmup", "2",
-    "--sampler-steps", "2", "--measured", "20", "--judge-epochs", "1", "--log-every", "2",
+    "--sampler-steps", "2", "--measured", "24", "--judge-epochs", "1", "--log-every", "2",
 )  # fmt: skip
 PROMPT = "a red seven left of a blue two"
 
