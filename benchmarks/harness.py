@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import tyro
 
 from jaxdl.errors import UserError
 from jaxdl.run.workdir import git_commit, versions
@@ -276,6 +277,15 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def run(main: Callable[[Any], None], options: type, description: str | None) -> None:
+    """Runs a benchmark with the options of the command line; a mistake of theirs is one line."""
+    try:
+        main(tyro.cli(options, description=description))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def emit(line: dict[str, Any]) -> None:

@@ -8,13 +8,8 @@ python -m benchmarks.recurrent --time 32           # a quarter of the work
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
-
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave torch some of the GPU
 
 import numpy as np
-import tyro
 
 from benchmarks.harness import (
     Call,
@@ -25,10 +20,10 @@ from benchmarks.harness import (
     finish,
     import_torch,
     matmul_peak,
+    run,
     torch_device,
 )
 from benchmarks.language import draw_tokens, generation_side, step_side, temporary_bytes
-from jaxdl.errors import UserError
 from jaxdl.malloc import keep_memory
 from jaxdl.models import RecurrentLM
 from jaxdl.sampling import greedy
@@ -173,8 +168,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main, Options, __doc__)

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import sys
 from typing import Any
-
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave torch some of the GPU
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from benchmarks.harness import (
     Call,
@@ -29,6 +25,7 @@ from benchmarks.harness import (
     finish,
     import_torch,
     matmul_peak,
+    run,
     torch_device,
 )
 from experiments.image_classification import PRESETS, make_loss, make_model
@@ -250,8 +247,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main, Options, __doc__)

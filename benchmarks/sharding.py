@@ -10,9 +10,8 @@ from typing import get_args
 
 import jax
 import numpy as np
-import tyro
 
-from benchmarks.harness import Call, Side, compare, emit, least_seconds
+from benchmarks.harness import Call, Side, compare, emit, least_seconds, run
 from experiments.image_classification import Config, make_loss, make_model
 from jaxdl.data import ArraySource, Resident
 from jaxdl.malloc import keep_memory
@@ -121,4 +120,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run(main, Options, __doc__)

@@ -8,15 +8,10 @@ python -m benchmarks.transformer --layers 2        # half of the work
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from typing import Any, Literal
-
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave torch some of the GPU
 
 import numpy as np
 import optax
-import tyro
 
 from benchmarks.harness import (
     Call,
@@ -27,6 +22,7 @@ from benchmarks.harness import (
     finish,
     import_torch,
     matmul_peak,
+    run,
     torch_device,
 )
 from benchmarks.language import (
@@ -37,7 +33,6 @@ from benchmarks.language import (
     step_side,
     temporary_bytes,
 )
-from jaxdl.errors import UserError
 from jaxdl.malloc import keep_memory
 from jaxdl.models import TransformerLM
 from jaxdl.sampling import Sample, Temperature
@@ -212,8 +207,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main, Options, __doc__)

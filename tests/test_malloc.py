@@ -1,6 +1,7 @@
 """Memory is kept where a program owns its process, and nowhere else."""
 
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -14,9 +15,7 @@ ROOT = Path(__file__).parents[1]
 PLAIN = {k: v for k, v in os.environ.items() if not malloc.is_settled({k: v})}
 
 
-def has_glibc():
-    done = in_a_process("from jaxdl.malloc import keep_memory; print(keep_memory())")
-    return done.stdout.strip() == "True"
+on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is another")
 
 
 def in_a_process(code, **environment):
@@ -44,7 +43,7 @@ FAULTS = """
 """
 
 
-@pytest.mark.skipif(not has_glibc(), reason="the C library is another")
+@on_glibc
 def test_a_block_of_more_than_32_mib_faults_once_and_not_at_every_step():
     """Each time, were it not for `keep_memory`: an import changes nothing."""
     plain, kept = (
@@ -55,7 +54,7 @@ def test_a_block_of_more_than_32_mib_faults_once_and_not_at_every_step():
     assert kept < plain / 10
 
 
-@pytest.mark.skipif(not has_glibc(), reason="the C library is another")
+@on_glibc
 def test_what_lies_free_at_the_end_is_bounded():
     code = """
         from jaxdl.malloc import keep_memory
@@ -115,8 +114,8 @@ def test_elsewhere_it_does_no_harm(library, monkeypatch):
     monkeypatch.setattr(malloc.ctypes, "CDLL", lambda name: library())
     assert malloc.keep_memory() is False
     monkeypatch.setattr(malloc.ctypes, "CDLL", fail)
-    for platform in ("darwin", "win32"):
-        monkeypatch.setattr(malloc.sys, "platform", platform)
+    for system in ("darwin", "win32"):
+        monkeypatch.setattr(malloc.sys, "platform", system)
         assert malloc.keep_memory() is False
 
 

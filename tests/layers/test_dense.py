@@ -8,6 +8,7 @@ import pytest
 
 from jaxdl.layers.dense import Dense, dense
 from jaxdl.layers.product import column_sums, row_sums
+from tests.layers.twins import assert_twins
 
 RNG = np.random.default_rng(0)
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -20,16 +21,8 @@ def draw(*shape):
 @pytest.mark.parametrize(("wide", "narrow"), [(7, 5), (5, 7)], ids=["narrower", "wider"])
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_values_parameters_and_gradients_are_those_of_flax(wide, narrow, use_bias):
-    x, g = draw(2, 3, wide), draw(2, 3, narrow)
     ours, flax = (kind(narrow, use_bias=use_bias) for kind in (Dense, nn.Dense))
-    params = ours.init(jax.random.key(1), x)
-    jax.tree.map(np.testing.assert_array_equal, params, flax.init(jax.random.key(1), x))
-    params = jax.tree.map(lambda p: draw(*p.shape), params)
-    results = []
-    for layer in (ours, flax):
-        y, back = jax.jit(lambda p, x, layer=layer: jax.vjp(layer.apply, p, x))(params, x)
-        results.append((y, back(g)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), *results)
+    assert_twins(ours, flax, draw(2, 3, wide), draw(2, 3, narrow), draw, **CLOSE)
 
 
 def test_the_gradient_holds_under_vmap_scan_and_remat():

@@ -15,6 +15,7 @@ from jaxdl.layers.norm import (
     layer_norm,
     rms_norm,
 )
+from tests.layers.twins import assert_twins
 
 B, H, W, C, GROUPS = 3, 4, 5, 6, 2
 EPSILON = 1e-5
@@ -121,16 +122,7 @@ def assert_close(a, b, **tolerance):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_values_parameters_and_gradients_are_those_of_flax(name):
-    ours, flax = LAYERS[name]
-    x, g = 3 * tokens(), tokens()
-    params = ours.init(jax.random.key(0), x)
-    jax.tree.map(np.testing.assert_array_equal, params, flax.init(jax.random.key(0), x))
-    params = jax.tree.map(lambda p: tokens(*p.shape), params)
-    results = []
-    for layer in (ours, flax):
-        y, back = jax.jit(lambda p, x, layer=layer: jax.vjp(layer.apply, p, x))(params, x)
-        results.append((y, back(g)))
-    assert_close(*results)
+    assert_twins(*LAYERS[name], 3 * tokens(), tokens(), tokens, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["layer", "rms"])
