@@ -1,7 +1,8 @@
 """What a U-Net is made of: residual blocks on pixels, which conditions steer, and attention.
 
 Conditions are what a network is told beside the image: a vector (of the time, of a label), which
-scales and shifts features, and a text, which is attended to.
+scales and shifts features everywhere, and a text, whose words scale and shift them where they
+concern a pixel.
 """
 
 from __future__ import annotations
@@ -15,26 +16,69 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdl.layers.attention import Attention
 from jaxdl.layers.conv import Conv
+from jaxdl.layers.dense import Dense
 from jaxdl.layers.dropout import Dropout
 from jaxdl.layers.norm import GroupNorm
+
+
+class Text(NamedTuple):
+    """Sentences: each word by itself, and as it is to be read where it stands.
+
+    A network that reads makes both; whoever has but one vector a word gives it twice.
+    """
+
+    words: Float[Array, "b s e"]  # what is said
+    read: Float[Array, "b s e"]  # by which pixels tell whom it concerns
+    seen: Bool[Array, "b s"]  # true where there is a word
 
 
 class Conditions(NamedTuple):
     """What is known of each image."""
 
     vector: Float[Array, "b d"]
-    text: Float[Array, "b s e"] | None = None
-    text_mask: Bool[Array, "b s"] | None = None  # true where there is text; one at least in a row
+    text: Text | None = None
+
+
+class WordFiLM(nn.Module):
+    """Scale and offset of each pixel's features, by the words that concern it.
+
+        gate = sigmoid(q . k / sqrt(e))    q of the pixel, k of the word as it is read
+        film = sum over words of gate W w  w the word by itself
+
+    This is attention with a sigmoid for the softmax (Ramapuram et al. 2024, arXiv:2409.04431), and
+    "feature-wise linear modulation" (Perez et al. 2018, arXiv:1709.07871) that is a pixel's own.
+    Words do not compete, so that a pixel may heed several or none. At first every gate is half
+    open and each pixel is told the sum of all words at full size; where each word belongs is
+    learnt from there.
+    """
+
+    features: int
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], text: Text) -> Float[Array, "b h w film"]:
+        """Computes scales, 0 for none, and offsets (film = 2 features); gates are sown."""
+        b, h, w, c = x.shape
+        e = text.read.shape[-1]
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        ask = Dense(e, kernel_init=nn.initializers.zeros, name="query", **dtypes)
+        said = Dense(2 * self.features, use_bias=False, name="value", **dtypes)(text.words)
+        scores = ask(x.reshape(b, h * w, c)) @ text.read.swapaxes(1, 2) / e**0.5
+        gates = jnp.where(text.seen[:, None], nn.sigmoid(scores), 0)
+        self.sow("intermediates", "gates", gates)
+        return (gates.astype(said.dtype) @ said).reshape(b, h, w, -1)
 
 
 class FiLMBlock(nn.Module):
-    """Two convolutions beside a shortcut, steered by a vector.
+    """Two convolutions beside a shortcut, steered by a vector, and by a text where there is one.
 
-        x <- shortcut(x) + conv(silu(norm(conv(silu(norm(x)))) (1 + scale) + offset))
+        y <- conv(silu(norm(x)))
+        x <- shortcut(x) + conv(silu(norm(y) (1 + scale) + offset))
 
     Scale and offset are linear in the vector (Dhariwal and Nichol 2021, section 3.1, "adaptive
-    group normalisation", arXiv:2105.05233). The last convolution starts at zero, and the block as
-    its shortcut.
+    group normalisation", arXiv:2105.05233); those of `WordFiLM` follow. The last convolution starts
+    at zero, and the block as its shortcut.
     """
 
     features: int
@@ -45,17 +89,24 @@ class FiLMBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], vector: Float[Array, "b d"], *, train: bool
+        self,
+        x: Float[Array, "b h w c"],
+        vector: Float[Array, "b d"],
+        text: Text | None = None,
+        *,
+        train: bool,
     ) -> Float[Array, "b h w o"]:
         """Computes the block; a 1x1 convolution is the shortcut where the width changes."""
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm: dict[str, Any] = {
-            "groups": self.groups, "silu": True, "param_dtype": self.param_dtype
-        }  # fmt: skip
+        norm: dict[str, Any] = {"groups": self.groups, "param_dtype": self.param_dtype}
         film = nn.Dense(2 * self.features, name="film", **dtypes)(vector)
-        y = GroupNorm(name="norm1", **norm)(x)
-        y = Conv(self.features, name="conv1", **dtypes)(y)
-        y = GroupNorm(name="norm2", **norm)(y, film)
+        seen = GroupNorm(name="norm1", silu=True, **norm)(x)
+        y = Conv(self.features, name="conv1", **dtypes)(seen)
+        y = GroupNorm(name="norm2", silu=text is None, **norm)(y, film)
+        if text is not None:
+            told = WordFiLM(self.features, name="words", **dtypes)(seen, text)
+            scale, offset = jnp.split(told, 2, axis=-1)
+            y = nn.silu(y * (1 + scale) + offset)
         y = Dropout(self.dropout)(y, train=train)
         y = Conv(self.features, kernel_init=nn.initializers.zeros, name="conv2", **dtypes)(y)
         if x.shape[-1] != self.features:
@@ -64,7 +115,7 @@ class FiLMBlock(nn.Module):
 
 
 class PixelAttention(nn.Module):
-    """Attention from the pixels to each other, or to a text, beside a path past it.
+    """Attention from the pixels to each other, beside a path past it.
 
     What it adds starts at zero. The weights are sown, see `jaxdl.layers.attention.Attention`.
     """
@@ -75,29 +126,22 @@ class PixelAttention(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b h w c"],
-        text: Float[Array, "b s e"] | None = None,
-        text_mask: Bool[Array, "b s"] | None = None,
-    ) -> Float[Array, "b h w c"]:
-        """Attends to the text where there is one, as far as the mask lets it."""
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Lets every pixel attend to all."""
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, param_dtype=self.param_dtype, name="norm")(x).reshape(
             b, h * w, c
         )
-        memory = y if text is None else text
-        seen = jnp.ones(memory.shape[:2], bool) if text_mask is None else text_mask
         attention = Attention(
             c, self.heads, out_kernel_init=nn.initializers.zeros, dtype=self.dtype,
             param_dtype=self.param_dtype, name="attention",
         )  # fmt: skip
-        mask = jnp.broadcast_to(seen[:, None], (b, h * w, seen.shape[1]))
-        return x + attention(y, attention.remember(memory), mask).reshape(x.shape)
+        every = jnp.ones((b, h * w, h * w), bool)
+        return x + attention(y, attention.remember(y), every).reshape(x.shape)
 
 
 class ImageBlock(nn.Module):
-    """A residual block and, where it attends, attention: to the pixels, then to the text."""
+    """A residual block and, where it attends, to a text within it, and to the pixels after it."""
 
     features: int
     attends: bool = False
@@ -116,10 +160,7 @@ class ImageBlock(nn.Module):
             "groups": self.groups, "dtype": self.dtype, "param_dtype": self.param_dtype
         }  # fmt: skip
         residual = FiLMBlock(self.features, dropout=self.dropout, name="residual", **shared)
-        x = residual(x, given.vector, train=train)
+        x = residual(x, given.vector, given.text if self.attends else None, train=train)
         if self.attends:
             x = PixelAttention(self.heads, name="pixels", **shared)(x)
-            if given.text is not None:
-                across = PixelAttention(self.heads, name="text", **shared)
-                x = across(x, given.text, given.text_mask)
         return x

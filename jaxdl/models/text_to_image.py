@@ -1,11 +1,9 @@
 """A network that takes noise off an image in the light of a sentence.
 
 A transformer reads the sentence (Vaswani et al. 2017, arXiv:1706.03762), and the pixels of a U-Net
-attend to what it made of each word (Rombach et al. 2022, section 3.3, arXiv:2112.10752):
-
-    softmax(Q K^T / sqrt(k)) V    Q of the pixels, K and V of the words
-
-Both are trained together, from nothing.
+attend to its words: by what the transformer made of a word each pixel tells whether it is
+concerned, and if so it is the word itself that steers it (`jaxdl.layers.image_block.WordFiLM`).
+Both networks are trained together, from nothing.
 """
 
 from __future__ import annotations
@@ -16,16 +14,20 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxdl.layers.attention import same_segment
 from jaxdl.layers.block import Block, Stack, make_norm
 from jaxdl.layers.dropout import Dropout
+from jaxdl.layers.image_block import Text
 from jaxdl.models.unet import UNet
 
 
 class TextEncoder(nn.Module):
-    """A stack of blocks in which every word sees its whole sentence; positions are rotary."""
+    """A stack of blocks in which every word sees its whole sentence; positions are rotary.
+
+    Words start at full size, N(0, 1), for they are handed on as they are, too.
+    """
 
     vocabulary: int
     width: int = 64
@@ -36,16 +38,15 @@ class TextEncoder(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, tokens: Int[Array, "b s"], *, train: bool
-    ) -> tuple[Float[Array, "b s e"], Bool[Array, "b s"]]:
-        """Returns what it makes of each token, and where there is one: 0 is padding.
+    def __call__(self, tokens: Int[Array, "b s"], *, train: bool) -> Text:
+        """Returns each word, what it makes of it, and where there is one: 0 is padding.
 
         The same tokens give the same, however many zeros follow. While training it draws from the
         rng "dropout".
         """
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        embed = nn.Embed(self.vocabulary, self.width, name="embed", **dtypes)
+        init = nn.initializers.normal(1.0)
+        embed = nn.Embed(self.vocabulary, self.width, embedding_init=init, name="embed", **dtypes)
         block = partial(
             Block, self.width, self.heads, 4 * self.width, activation="gelu", rotary=True,
             dropout=self.dropout, **dtypes,
@@ -53,18 +54,18 @@ class TextEncoder(nn.Module):
         stack = Stack(self.layers, block, partial(make_norm, "layer", **dtypes), name="stack")
         seen = tokens > 0
         segments = seen.astype(jnp.int32)
-        x = Dropout(self.dropout)(embed(tokens), train=train)
+        words = Dropout(self.dropout)(embed(tokens), train=train)
         positions = jnp.arange(tokens.shape[1])[None]
-        x, _ = stack(x, same_segment(segments, segments), positions=positions, train=train)
-        return x, seen
+        mask = same_segment(segments, segments)
+        read, _ = stack(words, mask, positions=positions, train=train)
+        return Text(words, read, seen)
 
 
 class TextToImage(nn.Module):
     """A U-Net whose pixels attend to a sentence, at the levels that have attention.
 
-    A row of zeros is no text: then all that there is to attend to is a learned token, which every
-    row has beside its own. That is the unconditional network, which guidance needs
-    (Ho and Salimans 2022, arXiv:2207.12598).
+    A row of zeros is no text, and nothing to attend to. That is the unconditional network, which
+    guidance needs (Ho and Salimans 2022, arXiv:2207.12598).
 
     Time is as in `jaxdl.models.UNet`.
     """
@@ -110,10 +111,8 @@ class TextToImage(nn.Module):
         Height and width must be divisible by patch * 2 ** (len(multipliers) - 1), ValueError
         otherwise. While training it draws from the rng "dropout".
         """
-        if tokens is None:
-            return self.unet(x, time, train=train)
-        text, seen = self.encoder(tokens, train=train)
-        return self.unet(x, time, None, text, seen, train=train)
+        text = None if tokens is None else self.encoder(tokens, train=train)
+        return self.unet(x, time, None, text, train=train)
 
     @nn.nowrap
     def absent(self, tokens: Int[Array, "b s"]) -> Int[Array, "b s"]:

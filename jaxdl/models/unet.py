@@ -13,11 +13,11 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxdl.layers.conv import Conv
 from jaxdl.layers.embed import sinusoids
-from jaxdl.layers.image_block import Conditions, ImageBlock
+from jaxdl.layers.image_block import Conditions, ImageBlock, Text
 from jaxdl.layers.norm import GroupNorm
 from jaxdl.layers.resample import double, fold, halve, unfold
 from jaxdl.models.cnn import check_divisible
@@ -36,9 +36,9 @@ class UNet(nn.Module):
     Karras et al. (2206.00364) have it, or a log-SNR; for time in [0, 1] take a scale of 1000.
 
     **Labels** are 0 to classes - 1, and `classes` for none, which is what guidance needs
-    (arXiv:2207.12598). **Text** is of any length, zero included: every row has one more token, a
-    learned one, which is all that rows without text attend to. To have no label, or no text,
-    for the whole batch is to leave it out.
+    (arXiv:2207.12598). **Text** is of any length, zero included, and steers the levels that have
+    attention, see `jaxdl.layers.image_block.WordFiLM`. To have no label, or no text, for the whole
+    batch is to leave it out.
 
     **Patches**: where `patch` is above 1, squares of so many pixels a side are the network's
     pixels, and what is within them its channels (Hoogeboom et al. 2023, section 2.4, 2301.11093).
@@ -56,7 +56,7 @@ class UNet(nn.Module):
     attention: tuple[bool, ...] = (False, False, True)  # by level; the middle is as the last one
     heads: int = 4
     classes: int | None = None
-    text_width: int | None = None  # of the text's tokens
+    text_width: int | None = None  # of the text's words
     time_scale: float = 1.0
     patch: int = 1  # pixels a side
     positions: bool = False  # tell each pixel where it lies
@@ -74,7 +74,7 @@ class UNet(nn.Module):
                 f"{levels} multipliers, but attention for {len(self.attention)} levels"
             )
         if self.text_width is not None and not any(self.attention):
-            raise ValueError("a text is attended to, and no level has attention")
+            raise ValueError("a text steers levels with attention, and none has any")
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         block = partial(
             ImageBlock, heads=self.heads, groups=self.groups, dropout=self.dropout, **dtypes
@@ -99,20 +99,18 @@ class UNet(nn.Module):
         x: Float[Array, "b h w c"],
         time: Float[Array, " b"],
         labels: Int[Array, " b"] | None = None,
-        text: Float[Array, "b s e"] | None = None,
-        text_mask: Bool[Array, "b s"] | None = None,
+        text: Text | None = None,
         *,
         train: bool,
     ) -> Float[Array, "b h w c"]:
         """Computes an image for each, float32.
 
-        The mask is true where there is text, everywhere if it is not given. Height and width must
-        be divisible by patch * 2 ** (len(multipliers) - 1). ValueError otherwise, and for
-        conditions that the network has not been made for. While training it draws from the rng
-        "dropout".
+        Height and width must be divisible by patch * 2 ** (len(multipliers) - 1). ValueError
+        otherwise, and for conditions that the network has not been made for. While training it
+        draws from the rng "dropout".
         """
         check_divisible(x, self.patch * 2 ** (len(self.multipliers) - 1))
-        given = self.conditions(time, labels, text, text_mask)
+        given = self.conditions(time, labels, text)
 
         def run(block: ImageBlock, x: Array) -> Array:
             return block(x, given, train=train)
@@ -151,7 +149,7 @@ def lattice(h: int, w: int, c: int) -> Float[Array, "1 h w c"]:
 
 
 class ConditionEmbedding(nn.Module):
-    """Makes one vector of time and label, and a text that is never empty."""
+    """Makes one vector of time and label, and has a text, of no words if need be."""
 
     features: int
     time_features: int
@@ -166,8 +164,7 @@ class ConditionEmbedding(nn.Module):
         self,
         time: Float[Array, " b"],
         labels: Int[Array, " b"] | None,
-        text: Float[Array, "b s e"] | None,
-        text_mask: Bool[Array, "b s"] | None,
+        text: Text | None,
     ) -> Conditions:
         """Embeds what there is; a label or a text that is not there, as its absence."""
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -183,18 +180,9 @@ class ConditionEmbedding(nn.Module):
             vector += embed(labels)
         elif labels is not None:
             raise ValueError("a U-Net without classes was given labels")
-        return Conditions(nn.silu(vector), *self._text(len(time), text, text_mask))
-
-    def _text(self, b: int, text: Array | None, mask: Array | None) -> tuple:
-        if self.text_width is None:
-            if text is not None:
-                raise ValueError("a U-Net without text_width was given a text")
-            return None, None
-        init = nn.initializers.normal(1.0)
-        none = self.param("no_text", init, (self.text_width,), self.param_dtype)
-        tokens = jnp.broadcast_to(none, (b, 1, self.text_width))
-        seen = jnp.ones((b, 1), bool)
-        if text is None:
-            return tokens, seen
-        mask = jnp.ones(text.shape[:2], bool) if mask is None else mask
-        return jnp.concatenate([tokens, text], 1), jnp.concatenate([seen, mask], 1)
+        if self.text_width is None and text is not None:
+            raise ValueError("a U-Net without text_width was given a text")
+        if self.text_width is not None and text is None:
+            none = jnp.zeros((len(time), 0, self.text_width), vector.dtype)
+            text = Text(none, none, jnp.zeros((len(time), 0), bool))
+        return Conditions(nn.silu(vector), text)
