@@ -23,7 +23,8 @@ from benchmarks.harness import (
     run,
     torch_device,
 )
-from benchmarks.language import draw_tokens, generation_side, step_side, temporary_bytes
+from benchmarks.language import draw_tokens, generation_side, language_task
+from benchmarks.task import Task
 from jaxdl.malloc import keep_memory
 from jaxdl.models import RecurrentLM
 from jaxdl.sampling import greedy
@@ -74,10 +75,15 @@ def make_tokens(options: Options) -> np.ndarray:
     return draw_tokens(options.vocabulary, options.batch_size, options.time + 1)
 
 
-def jaxdl_step(options: Options, chunk: int | None = None, name: str = "jaxdl") -> Side:
-    """The train step: forward, backward, clipping, Adam."""
-    model, flops = make_model(options, chunk), train_step_flops(options)
-    return step_side(name, model, clipped(adam(RATE), CLIP), make_tokens(options), flops=flops)
+def make_task(options: Options, chunk: int | None = None) -> Task:
+    """Makes the train step: forward, backward, clipping, Adam."""
+    tx = clipped(adam(RATE), CLIP)
+    return language_task(make_model(options, chunk), tx, make_tokens(options))
+
+
+def jaxdl_step(options: Options, name: str = "jaxdl") -> Side:
+    """The train step in jaxdl."""
+    return make_task(options).side(name, flops=train_step_flops(options))
 
 
 def torch_model(options: Options):
@@ -157,13 +163,11 @@ def main(options: Options) -> None:
     double = dataclasses.replace(options, time=2 * options.time)
     twice = jaxdl_step(double, name="jaxdl, twice as long")
     emit(compare("recurrent length", jaxdl_step(options), twice, **shared, **about))
-    task = clipped(adam(RATE), CLIP), make_tokens(options)
-    memory = {
-        "a_bytes": temporary_bytes(make_model(options), *task),
-        "b_bytes": temporary_bytes(make_model(options, options.chunk), *task),
-    }
-    chunked = jaxdl_step(options, options.chunk, name=f"jaxdl, chunks of {options.chunk}")
-    sides = jaxdl_step(options), chunked
+    task, chunked = make_task(options), make_task(options, options.chunk)
+    memory = {"a_bytes": task.temporary_bytes(), "b_bytes": chunked.temporary_bytes()}
+    name = f"jaxdl, chunks of {options.chunk}"
+    flops = train_step_flops(options)
+    sides = task.side(flops=flops), chunked.side(name, flops=flops)
     emit(compare("recurrent remat", *sides, **shared, **about, **memory))
 
 

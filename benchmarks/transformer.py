@@ -11,7 +11,6 @@ import dataclasses
 from typing import Any, Literal
 
 import numpy as np
-import optax
 
 from benchmarks.harness import (
     Call,
@@ -26,13 +25,12 @@ from benchmarks.harness import (
     torch_device,
 )
 from benchmarks.language import (
-    compile_step,
     draw_tokens,
     generation_side,
     init_params,
-    step_side,
-    temporary_bytes,
+    language_task,
 )
+from benchmarks.task import Task
 from jaxdl.malloc import keep_memory
 from jaxdl.models import TransformerLM
 from jaxdl.sampling import Sample, Temperature
@@ -94,15 +92,16 @@ def make_tokens(options: Options) -> np.ndarray:
     return draw_tokens(options.vocabulary, options.batch_size, options.time + 1)
 
 
-def make_optimizer() -> optax.GradientTransformation:
-    return clipped(adamw(RATE, decay=DECAY), CLIP)
+def make_task(options: Options, style: Style = "gpt2", **changes: Any) -> Task:
+    """Makes the train step: forward, backward, clipping, AdamW."""
+    tx = clipped(adamw(RATE, decay=DECAY), CLIP)
+    return language_task(make_model(options, style, **changes), tx, make_tokens(options))
 
 
 def jaxdl_steps(options: Options, style: Style) -> Side:
-    """Train steps: forward, backward, clipping, AdamW."""
-    model, flops = make_model(options, style), train_step_flops(options, style)
-    task = model, make_optimizer(), make_tokens(options)
-    return step_side("jaxdl", *task, flops=flops, steps=options.steps)
+    """Train steps in jaxdl."""
+    flops = train_step_flops(options, style)
+    return make_task(options, style).side(flops=flops, steps=options.steps)
 
 
 def torch_steps(options: Options, style: Style) -> Side:
@@ -177,8 +176,7 @@ def compilation(options: Options, layers: int) -> Side:
 
     def prepare() -> Call:
         def call() -> None:
-            model = make_model(options, layers=layers, scan=True)
-            compile_step(model, make_optimizer(), make_tokens(options))
+            make_task(options, layers=layers, scan=True).compile()
 
         return call
 
@@ -191,10 +189,9 @@ def main(options: Options) -> None:
     shared = {"warmup": options.warmup, "peak": matmul_peak()}
     about = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("rounds", "warmup")}
     about |= {"torch_threads": torch.get_num_threads(), "memory_kept": kept}
-    task = make_optimizer(), make_tokens(options)
     for style in ("gpt2", "modern"):
         sides = jaxdl_steps(options, style), apart(torch_steps, options, style)
-        more = about | {"a_bytes": temporary_bytes(make_model(options, style), *task)}
+        more = about | {"a_bytes": make_task(options, style).temporary_bytes()}
         line = compare(
             "transformer train step", *sides, rounds=options.rounds, style=style, **shared, **more
         )

@@ -160,14 +160,13 @@ def test_train_steps_of_both_sides_lower_the_same_loss():
     """From the same start, by the same optimiser, to the same parameters after some steps."""
     pytest.importorskip("torch")
     from benchmarks import transformer
-    from benchmarks.language import compile_step
 
     options = transformer.Options(width=48, layers=2, heads=3, time=16, batch_size=2, vocabulary=11)
     theirs = transformer.make_torch_step(options, "gpt2")
-    model, tokens = transformer.make_model(options), transformer.make_tokens(options)
-    step, state, batch = compile_step(model, transformer.make_optimizer(), tokens)
+    task = transformer.make_task(options)
+    step, state = task.compile()
     for _ in range(5):
-        state, metrics = step(state, batch)
+        state, metrics = step(state, task.batch)
         np.testing.assert_allclose(metrics["loss"].compute(), theirs().item(), rtol=1e-4)
 
 
@@ -192,7 +191,29 @@ def test_the_augmentation_of_pytorch_is_the_recipe():
     assert turned.max() == pytest.approx(23 + reach, abs=1)
 
 
-BENCHMARKS = pytest.mark.parametrize("name", ["reference_cnn", "recurrent", "transformer"])
+def test_a_sampler_holds_as_much_however_many_its_steps():
+    from benchmarks import diffusion
+
+    options = diffusion.Options(batch_size=2, image_size=8, width=8)
+    few, many = (
+        diffusion.compile_sampler(options, steps).memory_analysis().temp_size_in_bytes
+        for steps in (3, 30)
+    )
+    assert many == pytest.approx(few, rel=0.01)
+
+
+def test_without_the_peer_in_diffusion_it_says_what_to_install(monkeypatch):
+    pytest.importorskip("torch")
+    from benchmarks import diffusion
+
+    monkeypatch.setitem(sys.modules, "denoising_diffusion_pytorch", None)
+    with pytest.raises(UserError, match="pip install 'denoising-diffusion-pytorch=="):
+        diffusion.peer()
+
+
+BENCHMARKS = pytest.mark.parametrize(
+    "name", ["reference_cnn", "recurrent", "transformer", "diffusion"]
+)
 
 
 @BENCHMARKS
