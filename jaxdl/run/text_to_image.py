@@ -46,7 +46,7 @@ class CaptionConfig(GenerationConfig):
     "text": "a cat"}; or train/ and test/ in it, with one each."""
     channels: Literal[1, 3] = 3
     """Grey is repeated for 3; colours are mixed to grey for 1."""
-    scenes: int = 224_000
+    scenes: int = 128_000
     """Scenes in a pass over the training data, each drawn for itself."""
     vocabulary: int = 2000
     """For a folder: tokens of the byte-pair encoding of its captions."""
