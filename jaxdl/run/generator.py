@@ -59,7 +59,7 @@ SOLVERS: dict[str, Solver] = {
 NoiseName = Literal["cosine", "linear", "sigmoid"]
 PredictionName = Literal["v", "epsilon", "x0"]
 SolverName = Literal["dpm", "ddim", "ddpm", "heun", "unipc"]
-BATCH = 128  # images that are sampled at once
+BATCHES = (8, 32, 128)  # images that are sampled at once: a program each
 
 Given = Int[np.ndarray, "b ..."]
 
@@ -100,10 +100,10 @@ class Generator:
         """Samples an image for each row; a network that is never told anything does not look."""
         count = len(given)
         keys = row_keys(key, count)
-        size = min(BATCH, count)
+        size = next((size for size in BATCHES if size >= count), BATCHES[-1])
         images = []
         for start in range(0, count, size):
-            # The last batch is filled up: its program is there already.
+            # The last batch is filled up, so that a handful of programs serve every number.
             rows = np.minimum(np.arange(start, start + size), count - 1)
             images.append(_sample(*self.call(given[rows], how), keys[rows], **how.walk))
         return np.concatenate(images)[:count]
