@@ -56,12 +56,18 @@ def test_a_row_of_zeros_is_no_text(run):
 def test_zeros_after_a_text_change_nothing(run, encoder):
     longer = jnp.pad(TOKENS, ((0, 0), (0, 3)))
     assert_close(run(X, TIME, longer), run(X, TIME, TOKENS))
-    short, seen = read(encoder, TOKENS)
-    long, still = read(encoder, longer)
-    np.testing.assert_array_equal(seen, TOKENS > 0)
-    np.testing.assert_array_equal(still[:, :S], seen)
-    assert not still[:, S:].any()
-    assert_close(np.asarray(long[:, :S])[seen], np.asarray(short)[seen])
+    short, long = read(encoder, TOKENS), read(encoder, longer)
+    np.testing.assert_array_equal(short.seen, TOKENS > 0)
+    np.testing.assert_array_equal(long.seen, longer > 0)
+    seen = np.asarray(short.seen)
+    assert_close(np.asarray(long.read[:, :S])[seen], np.asarray(short.read)[seen])
+
+
+def test_a_word_by_itself_is_the_same_wherever_it_stands(encoder):
+    words, read_there, _ = read(encoder, jnp.array([[3, 7, 3], [3, 1, 9]]))
+    np.testing.assert_array_equal(words[0, 0], words[1, 0])
+    np.testing.assert_array_equal(words[0, 0], words[0, 2])
+    assert np.abs(read_there[0, 0] - read_there[1, 0]).max() > 1e-2
 
 
 def test_every_word_counts_and_so_does_the_order(run):
@@ -78,7 +84,7 @@ def test_a_word_is_read_in_the_light_of_all_others(encoder):
     @jax.jit
     @jax.grad
     def of_word(x, at):
-        return read({**encoder, "embed": {"embedding": x}}, TOKENS)[0][0, at].sum()
+        return read({**encoder, "embed": {"embedding": x}}, TOKENS).read[0, at].sum()
 
     for at in (0, S - 1):
         gradient = np.abs(of_word(encoder["embed"]["embedding"], at)).max(-1)
@@ -105,10 +111,10 @@ def test_dropout_draws_in_training_alone(encoder):
     @partial(jax.jit, static_argnames="train")
     def draw(seed, *, train):
         rngs = {"dropout": jax.random.key(seed)}
-        return reader.apply({"params": encoder}, TOKENS, train=train, rngs=rngs)[0]
+        return reader.apply({"params": encoder}, TOKENS, train=train, rngs=rngs).read
 
     assert np.abs(draw(0, train=True) - draw(1, train=True)).max() > 1e-3
-    assert_close(draw(0, train=False), read(encoder, TOKENS)[0])
+    assert_close(draw(0, train=False), read(encoder, TOKENS).read)
 
 
 def test_its_folder_gives_back_what_was_saved(tmp_path, params):

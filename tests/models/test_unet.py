@@ -10,6 +10,7 @@ import pytest
 
 from jaxdl.interop.safetensors import load_model, save_model
 from jaxdl.layers import double, fold, halve, unfold
+from jaxdl.layers.image_block import Text
 from jaxdl.models import UNet
 
 B, H, W, C, S, E, CLASSES = 3, 8, 12, 2, 5, 7, 6
@@ -19,11 +20,15 @@ NET = UNet(
 )  # fmt: skip
 SHALLOW = NET.clone(multipliers=(1,), attention=(True,))  # one level: soon compiled
 RNG = np.random.default_rng(0)
-X, TEXT = (jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in ((B, H, W, C), (B, S, E)))
+X, WORDS, READ = (
+    jnp.asarray(RNG.normal(size=shape), jnp.float32)
+    for shape in ((B, H, W, C), (B, S, E), (B, S, E))
+)
 TIME = jnp.array([3.0, 250.0, 999.0])
 LABELS = jnp.array([4, 0, 2])
 MASK = jnp.arange(S)[None] < jnp.array([[2], [5], [0]])  # the last row has no text
-INPUTS = X, TIME, LABELS, TEXT, MASK
+TEXT = Text(WORDS, READ, MASK)
+INPUTS = X, TIME, LABELS, TEXT
 
 
 def random_params(net, *inputs):
@@ -55,18 +60,19 @@ def test_it_begins_at_zero():
 
 
 def test_all_that_it_is_told_matters_and_what_is_masked_does_not(params):
-    def total(x, time, text, params):
-        y = NET.apply({"params": params}, x, time, LABELS, text, MASK, train=False)
+    def total(x, time, words, read, params):
+        text = Text(words, read, MASK)
+        y = NET.apply({"params": params}, x, time, LABELS, text, train=False)
         return (y * jnp.sin(jnp.arange(y.size)).reshape(y.shape)).sum()
 
-    of_x, of_time, of_text, of_params = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(
-        X, TIME, TEXT, params
+    of_x, of_time, *of_text, of_params = jax.jit(jax.grad(total, argnums=range(5)))(
+        X, TIME, WORDS, READ, params
     )
     assert np.asarray(of_x).all()
     assert np.asarray(of_time).all()
-    of_tokens = np.abs(np.asarray(of_text)).sum(-1)
-    assert (of_tokens[np.asarray(MASK)] > 1e-6).all()
-    assert not of_tokens[~np.asarray(MASK)].any()
+    for of_word in (np.abs(np.asarray(part)).sum(-1) for part in of_text):
+        assert (of_word[np.asarray(MASK)] > 1e-6).all()
+        assert not of_word[~np.asarray(MASK)].any()
     *_, of_label = (g for p, g in jax.tree_util.tree_leaves_with_path(of_params)
                     if "label" in str(p))  # fmt: skip
     told = np.abs(np.asarray(of_label)).sum(-1) > 1e-6
@@ -101,29 +107,29 @@ def test_what_was_pushed_last_on_the_way_down_is_popped_first_on_the_way_up():
 
 def test_a_row_depends_on_itself_alone(run):
     y = run(*INPUTS)
-    others = (RNG.normal(size=v.shape) for v in (X, TEXT))
-    x, text = (jnp.asarray(o, jnp.float32).at[1].set(v[1]) for o, v in zip(others, (X, TEXT),
-                                                                       strict=True))  # fmt: skip
-    strange = run(x, TIME.at[0].set(7.0), LABELS.at[2].set(1), text, MASK.at[2].set(True))
+    mine = X, WORDS, READ
+    others = [jnp.asarray(RNG.normal(size=v.shape), jnp.float32) for v in mine]
+    x, words, read = (o.at[1].set(v[1]) for o, v in zip(others, mine, strict=True))
+    text = Text(words, read, MASK.at[2].set(True))
+    strange = run(x, TIME.at[0].set(7.0), LABELS.at[2].set(1), text)
     assert_close(strange[1], y[1])
     assert np.abs(strange[0] - y[0]).max() > 1e-2
     # And not on its place, nor on the size of the batch.
-    assert_close(run(*(v[::-1] for v in INPUTS))[::-1], y)
-    assert_close(run(*(v[:2] for v in INPUTS)), y[:2])
+    assert_close(run(*jax.tree.map(lambda v: v[::-1], INPUTS))[::-1], y)
+    assert_close(run(*jax.tree.map(lambda v: v[:2], INPUTS)), y[:2])
 
 
 def test_no_label_and_no_text_are_what_is_left_out():
     params = random_params(SHALLOW, *INPUTS)
     run = jax.jit(lambda *inputs: SHALLOW.apply({"params": params}, *inputs, train=False))
-    nothing, none = jnp.zeros_like(MASK), jnp.full(B, CLASSES)
-    y = run(X, TIME, none, TEXT, nothing)
+    nothing, none = TEXT._replace(seen=jnp.zeros_like(MASK)), jnp.full(B, CLASSES)
+    y = run(X, TIME, none, nothing)
     assert_close(run(X, TIME), y)
-    assert_close(run(X, TIME, None, TEXT[:, :2], nothing[:, :2]), y)
-    assert_close(run(X, TIME, LABELS), run(X, TIME, LABELS, TEXT, nothing))
+    assert_close(run(X, TIME, None, jax.tree.map(lambda v: v[:, :2], nothing)), y)
+    assert_close(run(X, TIME, LABELS), run(X, TIME, LABELS, nothing))
     assert np.abs(run(X, TIME, LABELS) - y).max() > 1e-2
-    seen = run(X, TIME, none, TEXT, ~nothing)
+    seen = run(X, TIME, none, TEXT._replace(seen=jnp.ones_like(MASK)))
     assert np.abs(seen - y).max() > 1e-2
-    assert_close(run(X, TIME, none, TEXT), seen)
 
 
 @pytest.mark.parametrize(("h", "w", "c"), [(4, 8, 1), (12, 4, 5)])
@@ -207,10 +213,11 @@ def test_the_parameters_are_as_many_as_the_formula_says():
     residual = lambda i, o: (  # noqa: E731
         2 * i + conv(i, o) + dense(d, 2 * o) + 2 * o + conv(o, o) + (i != o) * dense(i, o)
     )
-    attend = lambda w, m: 2 * w + 2 * dense(w, w) + 2 * dense(m, w)  # noqa: E731
-    block = lambda i, o, a: residual(i, o) + a * (attend(o, o) + attend(o, e))  # noqa: E731
+    attend = lambda w: 2 * w + 4 * dense(w, w)  # noqa: E731
+    heed = lambda i, o: dense(i, e) + e * 2 * o  # noqa: E731
+    block = lambda i, o, a: residual(i, o) + a * (attend(o) + heed(i, o))  # noqa: E731
 
-    total = dense(width, d) + dense(d, d) + (classes + 1) * d + e  # conditions
+    total = dense(width, d) + dense(d, d) + (classes + 1) * d  # conditions
     total += conv(3, width) + 2 * width + conv(width, 3)  # in and out
     into = width
     for level, (w, attends) in enumerate(zip(widths, attention, strict=True)):
@@ -263,7 +270,11 @@ def test_its_folder_gives_back_what_was_saved(tmp_path, params):
     ("changes", "inputs", "told"),
     [
         ({"attention": (True,)}, INPUTS, "2 multipliers, but attention for 1 levels"),
-        ({"attention": (False, False)}, INPUTS, "no level has attention"),
+        (
+            {"attention": (False, False)},
+            INPUTS,
+            "a text steers levels with attention, and none has any",
+        ),
         ({"classes": None}, INPUTS, "without classes was given labels"),
         ({"text_width": None}, INPUTS, "without text_width was given a text"),
         ({"heads": 3}, INPUTS, "does not split over 3 heads"),
