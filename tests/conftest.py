@@ -19,6 +19,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
 # Tests that start a run share what it compiles, and leave the user's own cache alone.
 cache = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+# Nor do they see which datasets the user has prepared: TFDS reads this as it is imported.
+os.environ["TFDS_DATA_DIR"] = str(cache.with_name("no-datasets"))
 
 # The time goes into compiling, much of it into LLVM's expensive passes. "false" has programs as
 # they are for users: so `.ci/run` compares with PyTorch, and has the slow tests, and those on a

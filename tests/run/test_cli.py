@@ -87,7 +87,6 @@ def test_a_mistake_is_told_in_one_line_with_status_2_and_leaves_no_folder(
     arguments, told, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     assert told in refused(capsys, *arguments)
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "train").exists()
