@@ -24,6 +24,7 @@ from jaxdl.run.progress import say
 from jaxdl.types import Key
 
 SIDE = 64  # pixels of a picture in a figure, about
+TRAINING = 20_000  # training images that samples are held against, at most
 
 
 class Real(NamedTuple):

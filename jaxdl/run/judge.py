@@ -100,12 +100,8 @@ def trained_judge(
     Adam at 1e-3 on batches of the config's size, along half a cosine, augmented; the average of its
     parameters is kept.
     """
-    try:
-        model, params, _, _ = load_model(folder)
-        if isinstance(model, ReferenceCNN):
-            return Judge(model, params)
-    except UserError:  # there is none yet, or not the whole of one
-        pass
+    if (judge := read_judge(folder)) is not None:
+        return judge
     started = time.monotonic()
     model = ReferenceCNN(classes=len(data.classes))
     batches = make_pipeline(data.train, config.batch_size, seed=config.seed, workers=config.workers)
@@ -128,6 +124,15 @@ def trained_judge(
     seconds = time.monotonic() - started
     say(f"{'judge':<10}{epochs} epochs of real images ({seconds:.0f} s)")
     return Judge(model, params)
+
+
+def read_judge(folder: Path) -> Judge | None:
+    """Reads the judge that `folder` holds; None where there is none, or not the whole of one."""
+    try:
+        model, params, _, _ = load_model(folder)
+    except UserError:
+        return None
+    return Judge(model, params) if isinstance(model, ReferenceCNN) else None
 
 
 def judge_loss(config: ImageConfig, model: ReferenceCNN) -> Loss:

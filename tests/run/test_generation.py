@@ -30,6 +30,7 @@ TINY = (
     "--width", "8", "--blocks", "1", "--heads", "2", "--multipliers", "1", "--attention", "True",
     "--epochs", "0.3", "--warmup", "2", "--eval-batch-size", "64",
     "--sampler-steps", "3", "--measured", "100", "--judge-epochs", "1", "--log-every", "3",
+    "--mesh", "data=1",
 )  # fmt: skip
 HOW = Sampling("ddpm", 4, 2.0)
 
@@ -71,6 +72,30 @@ def test_a_run_reports_what_the_judge_says_beside_what_it_says_of_real_images(ru
         assert read_picture(path).shape == (side, side, 3)
     with Image.open(run / "figures" / "reverse.gif") as film:
         assert film.n_frames == 4  # the noise, and three steps
+
+
+def test_samples_are_measured_in_every_way_and_as_the_report_measures_them(run, capsys):
+    ways = "--sampler", "dpm", "ddim", "--steps", 3, "--guidance", 1, 2, "--count", 100
+    main("measure", "--workdir", run, *ways)
+    lines = (run / "samples" / "measured.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    told = [(row["sampler"], row["steps"], row["guidance"]) for row in rows]
+    assert told == [("dpm", 3, 1), ("dpm", 3, 2), ("ddim", 3, 1), ("ddim", 3, 2)]
+    test = json.loads((run / "report.json").read_text())["test"]
+    for name in ("conditional_accuracy", "judge_accuracy", "frechet", "frechet_floor"):
+        assert rows[0][name] == pytest.approx(test[name], rel=1e-3)
+    assert len({row["frechet"] for row in rows}) == 4
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in out[-6:]] == [
+        "sampler",
+        "real",
+        "dpm",
+        "dpm",
+        "ddim",
+        "ddim",
+    ]
+    main("measure", "--workdir", run, "--count", 5)  # what was there stays
+    assert (run / "samples" / "measured.jsonl").read_text().splitlines()[:4] == lines
 
 
 def test_the_judge_is_trained_once(run, capsys):
@@ -127,7 +152,7 @@ def test_a_sample_depends_on_its_label_its_number_and_the_key_alone(generator):
 def test_more_samples_than_are_taken_at_once(generator, monkeypatch):
     labels = np.arange(5, dtype=np.int32)
     whole = generator.sample(labels, jax.random.key(0), HOW)
-    monkeypatch.setattr("jaxdl.run.generator.BATCH", 2)
+    monkeypatch.setattr("jaxdl.run.generator.BATCHES", (2,))
     np.testing.assert_allclose(generator.sample(labels, jax.random.key(0), HOW), whole, atol=1e-4)
 
 
