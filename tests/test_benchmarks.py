@@ -191,17 +191,6 @@ def test_the_augmentation_of_pytorch_is_the_recipe():
     assert turned.max() == pytest.approx(23 + reach, abs=1)
 
 
-def test_a_sampler_holds_as_much_however_many_its_steps():
-    from benchmarks import diffusion
-
-    options = diffusion.Options(batch_size=2, image_size=8, width=8)
-    few, many = (
-        diffusion.compile_sampler(options, steps).memory_analysis().temp_size_in_bytes
-        for steps in (3, 30)
-    )
-    assert many == pytest.approx(few, rel=0.01)
-
-
 def test_without_the_peer_in_diffusion_it_says_what_to_install(monkeypatch):
     pytest.importorskip("torch")
     from benchmarks import diffusion

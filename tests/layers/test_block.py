@@ -11,7 +11,7 @@ from jaxdl.layers.attention import causal
 from jaxdl.layers.block import Block, FeedForward, Stack, make_norm, unstack
 from jaxdl.layers.embed import rotate
 
-B, T, S, D, L = 2, 5, 3, 8, 3
+B, T, S, D, L = 2, 5, 3, 8, 2
 X = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, D)), jnp.float32)
 SOURCE = jnp.asarray(np.random.default_rng(1).normal(size=(B, S, D)), jnp.float32)
 MODERN = {"norm": "rms", "activation": "swiglu", "bias": False, "normalise": True, "rotary": True}
@@ -73,7 +73,7 @@ def test_remat_keeps_less_and_a_scan_compiles_one_block():
     long = jnp.zeros((4, 64, D))
 
     def temporaries(**options):
-        model = Stack(6, partial(Block, D, 2, 32), **options)
+        model = Stack(4, partial(Block, D, 2, 32), **options)
         params = model.init(jax.random.key(0), long, causal(64), train=False)
         run = lambda p: (model.apply(p, long, causal(64), train=True)[0] ** 2).sum()  # noqa: E731
         compiled = jax.jit(jax.grad(run)).lower(params).compile()

@@ -65,15 +65,15 @@ def test_reading_at_once_is_what_prefill_does_token_by_token(network):
 
 def test_a_text_longer_than_the_limit_is_read_from_its_last_tokens(network):
     model, params, forward = network
-    text = jnp.asarray(np.random.default_rng(1).integers(1, V, (B, 23)), jnp.int32)
+    text = np.random.default_rng(1).integers(1, V, (B, 23), np.int32)
     carry, step, half = model.initial_carry(B), jax.jit(model.step), LIMIT // 2
     begin = 0
     for t in range(text.shape[1]):
         carry, logits = step(params, carry, text[:, t])
         if t - begin == LIMIT:  # full: all but the last half are forgotten
             begin = t - half
-        seen = jnp.pad(text[:, begin : t + 1], ((0, 0), (0, LIMIT - (t + 1 - begin))))
-        expected = forward(params, seen)[:, t - begin]
+        seen = np.pad(text[:, begin : t + 1], ((0, 0), (0, LIMIT - (t + 1 - begin))))
+        expected = np.asarray(forward(params, seen))[:, t - begin]
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
     carry, at = model.initial_carry(B), 0
     extend = jax.jit(model.extend)
@@ -84,7 +84,7 @@ def test_a_text_longer_than_the_limit_is_read_from_its_last_tokens(network):
     np.testing.assert_allclose(logits, forward(params, text[:, begin:17])[:, -4:], rtol=1e-4,
                                atol=1e-5)  # fmt: skip
     with pytest.raises(ValueError, match="6 tokens are more than the 5"):
-        model.extend(params, carry, text[:, :6])
+        model.extend(params, carry, jnp.asarray(text[:, :6]))
 
 
 def test_logits_depend_on_what_came_before_and_on_nothing_after(network):
@@ -116,7 +116,7 @@ def test_a_ragged_batch_writes_what_its_rows_write_alone(network):
     read = jax.tree_util.Partial(model.read, params)
 
     def write(prompts, **more):
-        tokens, lengths = pad_prompts(prompts, multiple=2)
+        tokens, lengths = pad_prompts(prompts, multiple=6)
         keys = row_keys(jax.random.key(0), len(prompts))
         carry = model.initial_carry(len(prompts))
         return generate(step, carry, tokens, lengths, keys, sampler=greedy, limit=9, **more).tokens

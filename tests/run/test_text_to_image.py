@@ -26,6 +26,7 @@ TINY = (
     "--width", "8", "--multipliers", "1", "--attention", "True", "--heads", "2", "--patch", "4",
     "--text-width", "8", "--text-layers", "1", "--scenes", "200", "--warmup", "2",
     "--sampler-steps", "2", "--measured", "24", "--judge-epochs", "1", "--log-every", "2",
+    "--mesh", "data=1",
 )  # fmt: skip
 PROMPT = "a red seven left of a blue two"
 
@@ -207,7 +208,7 @@ def test_a_run_that_was_interrupted_goes_on_bit_for_bit(run, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["data=1", "data=2,tensor=2"])
+@pytest.mark.parametrize("mesh", ["data=8", "data=2,tensor=2"])
 def test_a_run_is_the_same_on_any_mesh(run, tmp_path, mesh):
     main(*TINY, "--workdir", tmp_path, "--mesh", mesh)
     reports = [json.loads((path / "report.json").read_text()) for path in (tmp_path, run)]

@@ -22,6 +22,7 @@ TINY = (
     "files", "--width", "16", "--layers", "1", "--heads", "2", "--vocabulary", "300", "--length",
     "24", "--batch-size", "8", "--eval-batch-size", "8", "--epochs", "4", "--warmup", "2",
     "--eval-every", "20", "--keep", "4", "--beam", "1", "--dropout", "0",
+    "--mesh", "data=1",
 )  # fmt: skip
 NUMBERS = ["null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"]
 
