@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from jaxdl.data import make_pipeline
 from jaxdl.models import UNet
 from jaxdl.models.apply import initialise
 from jaxdl.run.cli import Script
+from jaxdl.run.config import operational
 from jaxdl.run.experiment import Experiment
 from jaxdl.run.generation import GenerationConfig, make_loss
 from jaxdl.run.generation_report import (
@@ -35,6 +37,7 @@ from jaxdl.run.generation_report import (
 from jaxdl.run.generation_table import measure
 from jaxdl.run.generation_verbs import inpaint, sample
 from jaxdl.run.images import draw_inputs, load
+from jaxdl.run.inception import InceptionFeatures
 from jaxdl.run.judge import trained_judge
 from jaxdl.run.workdir import Workdir
 from jaxdl.train import TrainState
@@ -54,6 +57,9 @@ class Config(GenerationConfig):
     """Samples that are measured in the end, or as many as there are test images."""
     judge_epochs: int = 20
     """Passes over the real images, to train the judge of the generated ones."""
+    inception: Path | None = operational(None)
+    """Weights of InceptionV3, to report FID too: pt_inception-2015-12-05-6726825d.pth of the
+    pytorch-fid project."""
 
     def __post_init__(self) -> None:
         """Refuses numbers that cannot be meant."""
@@ -94,6 +100,8 @@ def make_model(config: Config, classes: int) -> UNet:
 
 def build(config: Config) -> Experiment:
     """Puts the experiment together."""
+    # Before the data, and before training: a wrong file costs no run.
+    inception = None if config.inception is None else InceptionFeatures.read(config.inception)
     data = load(config)
     model = make_model(config, len(data.classes))
     pipeline = partial(make_pipeline, workers=config.workers)
@@ -122,8 +130,9 @@ def build(config: Config) -> Experiment:
         train = Real.of(config, data.train, TRAINING)
         test = Real.of(config, data.test, config.measured)
         return report_samples(
-            trained, judge, train, test, figures=figures, labelled=config.conditional, **drawn
-        )
+            trained, judge, train, test, figures=figures, labelled=config.conditional,
+            inception=inception, **drawn,
+        )  # fmt: skip
 
     about = {"classes": data.classes, "stored_shape": data.train[0]["image"].shape}
     return Experiment(

@@ -2,6 +2,7 @@
 
 from jaxdl.models.cnn import ReferenceCNN, ResidualCNN
 from jaxdl.models.encoder_decoder import EncoderDecoder
+from jaxdl.models.inception import Inception
 from jaxdl.models.mlp import MLP
 from jaxdl.models.rnn import RecurrentLM, SequenceClassifier, SequenceTagger
 from jaxdl.models.text_to_image import TextToImage
@@ -11,6 +12,7 @@ from jaxdl.models.unet import UNet
 __all__ = [
     "MLP",
     "EncoderDecoder",
+    "Inception",
     "RecurrentLM",
     "ReferenceCNN",
     "ResidualCNN",

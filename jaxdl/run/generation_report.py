@@ -1,8 +1,8 @@
 """What generated images are reported with: a judge's word, distances to real ones, and figures.
 
-All of it is computed offline, by the project's own classifier. None of it is FID, which is of
-another network's features, and of many more images; every number comes with what real images,
-held out, and as many of them, get.
+All of it is computed offline, by the project's own classifier. FID, which is of another network's
+features, is reported where its weights are given. Distances, and what else depends on how many
+images there are, come with what real images, held out, and as many of them, get.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from jaxdl.data import Source
 from jaxdl.run.generator import Generator, Given, Sampling
 from jaxdl.run.images import ImageConfig
+from jaxdl.run.inception import InceptionFeatures
 from jaxdl.run.judge import Judge, Seen, pictures
 from jaxdl.run.pictures import save_film, save_picture, sheet
 from jaxdl.run.progress import say
@@ -48,7 +49,7 @@ class Real(NamedTuple):
 
 def report_samples(
     generator: Generator, judge: Judge, train: Real, test: Real, *, how: Sampling, key: Key,
-    figures: Path, labelled: bool,
+    figures: Path, labelled: bool, inception: InceptionFeatures | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Samples an image for each test label, measures them, draws figures; returns the numbers.
 
@@ -56,7 +57,8 @@ def report_samples(
     `judge_accuracy` on the test set. `frechet` is the distance of samples to the training set in
     the judge's features, beside `frechet_floor` of the test set to it. `diversity` and `novelty`
     are 1 where samples are as diverse, and as far from their nearest training image, as test
-    images are, and 0 where they are all alike, or copies.
+    images are, and 0 where they are all alike, or copies. With `inception`, `fid` and `fid_floor`
+    are the same two distances in its features (Heusel et al. 2017, arXiv:1706.08500).
     """
     images = generator.sample(test.labels, key, how)
     seen, of_train, of_test = (judge.look(x) for x in (images, train.images, test.images))
@@ -72,6 +74,10 @@ def report_samples(
         numbers = {"conditional_accuracy": right, **numbers}
     groups = test.labels if labelled else seen.classes
     numbers["diversity"] = spread(seen, groups) / spread(of_test, test.labels)
+    if inception is not None:
+        real = inception(train.images)
+        numbers["fid"] = frechet(inception(images), real)
+        numbers["fid_floor"] = frechet(inception(test.images), real)
     pairs = np.stack([images, train.images[nearest]], axis=1)
     draw_pairs(pairs, test.labels, figures / "neighbours.png")
     say(f"{'samples':<10}{len(images):,}, by {how.sampler} in {how.steps} steps: {figures}")

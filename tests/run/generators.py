@@ -1,4 +1,4 @@
-"""Trained generators of images, for tests."""
+"""Trained generators of images, for tests, and what their images are looked at with."""
 
 import dataclasses
 
@@ -7,6 +7,14 @@ import numpy as np
 from PIL import Image
 
 from jaxdl.run.generator import load_generator
+from jaxdl.run.inception import InceptionFeatures
+
+
+class Pixels(InceptionFeatures):
+    """Has pixels for features."""
+
+    def __call__(self, images):
+        return images.reshape(len(images), -1)
 
 
 def load_at_random(run, kind):

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from jaxdl.run.judge import trained_judge
 from jaxdl.run.pictures import GAP
 from jaxdl.run.workdir import Workdir
 from jaxdl.train.sharding import Placement
-from tests.run.generators import load_at_random, read_picture
+from tests.run.generators import Pixels, load_at_random, read_picture
 
 TINY = (
     "--width", "8", "--blocks", "1", "--heads", "2", "--multipliers", "1", "--attention", "True",
@@ -113,6 +115,41 @@ def test_the_judge_is_trained_once(run, capsys):
     seen = read.look(np.random.default_rng(0).uniform(size=(300, 8, 8, 1)).astype(np.float32))
     assert seen.features.shape == (300, 512)
     np.testing.assert_allclose(seen.probabilities.sum(1), 1, rtol=1e-5)
+
+
+def test_fid_is_reported_where_the_weights_of_inception_are_given(
+    run, tmp_path, monkeypatch, capsys
+):
+    read = []
+
+    def pixels(path):
+        read.append(path)
+        return Pixels({})
+
+    monkeypatch.setattr("experiments.image_generation.InceptionFeatures.read", pixels)
+    copy = shutil.copytree(run, tmp_path / "run")
+    about = json.loads((copy / "config.json").read_text())
+    about["config"]["inception"] = "weights.pth"
+    (copy / "config.json").write_text(json.dumps(about))
+    capsys.readouterr()
+    main("evaluate", "--workdir", copy)
+    assert read == [Path("weights.pth")]
+    told = capsys.readouterr().out.split("step ")[-1]
+    fid, floor = (float(re.search(rf"test {n} ([\d.]+)", told)[1]) for n in ("fid", "fid_floor"))
+    assert fid > floor > 0
+
+
+def test_weights_of_inception_are_read_before_anything_and_are_no_part_of_what_a_run_is(
+    run, tmp_path, capsys
+):
+    weights = tmp_path / "weights.pth"
+    with pytest.raises(SystemExit) as leaving:
+        main(*TINY, "--inception", weights, "--workdir", tmp_path / "new")
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == f"error: {weights} is missing, or no file\n"
+    assert not (tmp_path / "new").exists()
+    main(*TINY, "--inception", weights, "--workdir", run)
+    assert f"{run} is complete" in capsys.readouterr().out
 
 
 def test_the_loss_does_not_depend_on_how_the_test_images_are_batched(run):

@@ -11,6 +11,7 @@ from jaxdl.models import ReferenceCNN, UNet
 from jaxdl.run.generation_report import Real, frechet, neighbours, report_samples, spread
 from jaxdl.run.generator import Generator, Sampling
 from jaxdl.run.judge import Judge, Seen
+from tests.run.generators import Pixels
 
 RNG = np.random.default_rng(0)
 
@@ -105,3 +106,15 @@ def test_samples_like_test_images_get_what_these_get_and_copies_are_told(classes
     assert one["frechet"] > 10 * perfect["frechet"]
     assert one.get("conditional_accuracy", 0.25) == 0.25
     assert (tmp_path / "neighbours.png").is_file()
+
+
+def test_fid_is_the_same_distance_in_the_features_that_are_given(tmp_path):
+    train, test = real(80, 1), real(40, 2)
+    generator = Fixed(UNet(1, classes=4), {}, (4, 4, 1), "cosine", "v", real(40, 3).images)
+    judge, drawn = Oracle(ReferenceCNN(classes=4), {}), {"how": Sampling()}
+    drawn |= {"key": jax.random.key(0), "figures": tmp_path, "labelled": True}
+    without = report_samples(generator, judge, train, test, **drawn)["test"]
+    numbers = report_samples(generator, judge, train, test, inception=Pixels({}), **drawn)["test"]
+    distances = {"fid": without["frechet"], "fid_floor": without["frechet_floor"]}
+    assert numbers == without | distances
+    assert distances["fid"] != distances["fid_floor"]
