@@ -42,6 +42,11 @@ BROADCASTING = {"test_images.py", "test_images_laws.py", "test_experiments.py", 
 BROADCASTING |= {path.name for path in (Path(__file__).parent / "run").glob("test_*.py")}
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Has one process more than cores: tests wait for files and for processes of their own."""
+    return 1 + (os.cpu_count() or 1)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _strictness(request):
     """Makes [b] + [b, 1] raise, which would make b x b numbers, in silence."""

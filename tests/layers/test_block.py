@@ -81,7 +81,7 @@ def test_remat_keeps_less_and_a_scan_compiles_one_block():
 
     plain, remat, scanned = temporaries(), temporaries(remat=True), temporaries(scan=True)
     assert remat[0] < 0.7 * plain[0]
-    assert scanned[1] < 0.5 * plain[1]
+    assert scanned[1] < 0.7 * plain[1]
 
 
 def test_a_post_normalised_block_is_as_the_paper_writes_it():
