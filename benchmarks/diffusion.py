@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness import Call, Side, apart, compare, emit, import_torch, matmul_peak, run
+from benchmarks.harness import Call, Side, apart, compare, emit, import_torch, run
 from benchmarks.task import Task
 from jaxdl.decode import row_keys
 from jaxdl.diffusion import DDIM, Cosine, V, clip, denoiser, denoising_loss, prior, sample, trailing
@@ -68,14 +68,6 @@ def init_params(options: Options) -> Any:
     return jax.jit(init)()["params"]
 
 
-def forward_flops(options: Options) -> float:
-    """Counts the operations of one image through the network, as XLA does."""
-    x, time = jnp.asarray(make_images(options)), jnp.zeros(options.batch_size)
-    model, params = make_model(options), jax.eval_shape(lambda: init_params(options))
-    run = jax.jit(lambda params: model.apply({"params": params}, x, time, train=False))
-    return run.lower(params).cost_analysis()["flops"] / options.batch_size
-
-
 def make_task(options: Options, *, remat: bool = False) -> Task:
     """Makes the train step: time and noise drawn, forward, backward, clipping, Adam."""
     model = make_model(options, remat=remat)
@@ -121,8 +113,7 @@ def jaxdl_sampling(options: Options) -> Side:
         call()
         return call
 
-    flops = forward_flops(options) * options.batch_size * options.steps
-    return Side(name="jaxdl", prepare=prepare, flops=flops)
+    return Side(name="jaxdl", prepare=prepare)
 
 
 def peer() -> Any:
@@ -136,20 +127,22 @@ def peer() -> Any:
 
 
 def peer_diffusion(options: Options) -> Any:
-    """Makes the peer's process and its U-Net, of the same widths, depth and heads.
+    """Makes the peer's process and its U-Net, of the same widths, stages, blocks and heads.
 
-    Its levels have linear attention where jaxdl's U-Net has none, and there it is taken out.
-    Beside that it has a stem of 7 x 7 and one block more at full size, and half of its blocks have
-    the width of the level before.
+    Its levels have linear attention where jaxdl's U-Net has none, and there it is taken out. What
+    else differs is told in benchmarks/README.md.
     """
     torch, library = import_torch(), peer()
 
     class Nothing(torch.nn.Module):
         def forward(self, x):
-            return torch.zeros_like(x)
+            return x.new_zeros(())  # which is added to x
 
     torch.manual_seed(0)
-    network = library.Unet(options.width, dim_mults=(1, 2, 2), channels=options.channels)
+    network = library.Unet(
+        options.width, dim_mults=(1, 2, 2), channels=options.channels,
+        attn_dim_head=2 * options.width // 4,
+    )  # fmt: skip
     for level in (*network.downs, *network.ups):
         if isinstance(level[2], library.LinearAttention):
             level[2] = Nothing()
@@ -157,19 +150,6 @@ def peer_diffusion(options: Options) -> Any:
         network, image_size=options.image_size, sampling_timesteps=options.steps,
         objective="pred_v", beta_schedule="cosine",
     )  # fmt: skip
-
-
-def peer_forward_flops(options: Options) -> float:
-    """Counts the operations of one image through the peer's network, as PyTorch does."""
-    torch = import_torch()
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"):
-        network = peer_diffusion(options).model
-        x = torch.zeros(1, options.channels, options.image_size, options.image_size)
-        with FlopCounterMode(display=False) as counter:
-            network(x, torch.zeros(1).long())
-    return float(counter.get_total_flops())
 
 
 def peer_step(options: Options) -> Side:
@@ -190,8 +170,7 @@ def peer_step(options: Options) -> Side:
         call()
         return call
 
-    flops = 3 * peer_forward_flops(options) * options.batch_size
-    return Side(name=PEER, prepare=prepare, flops=flops)
+    return Side(name=PEER, prepare=prepare)
 
 
 def peer_sampling(options: Options) -> Side:
@@ -207,8 +186,7 @@ def peer_sampling(options: Options) -> Side:
         call()
         return call
 
-    flops = peer_forward_flops(options) * options.batch_size * options.steps
-    return Side(name=PEER, prepare=prepare, flops=flops)
+    return Side(name=PEER, prepare=prepare)
 
 
 def main(options: Options) -> None:
@@ -217,7 +195,6 @@ def main(options: Options) -> None:
     if jax.default_backend() != "cpu":
         raise UserError("this benchmark is for a CPU: JAX_PLATFORMS=cpu python -m ...")
     shared: dict[str, Any] = {"rounds": options.rounds, "warmup": options.warmup}
-    shared["peak"] = matmul_peak()
     about = {k: v for k, v in dataclasses.asdict(options).items() if k not in shared}
     about |= {"torch_threads": torch.get_num_threads(), "memory_kept": kept}
     sizes = {
@@ -225,8 +202,7 @@ def main(options: Options) -> None:
         "b_parameters": sum(p.numel() for p in peer_diffusion(options).model.parameters()),
     }
     task, remat = make_task(options), make_task(options, remat=True)
-    flops = 3 * forward_flops(options) * options.batch_size
-    sides = task.side(flops=flops), apart(peer_step, options)
+    sides = task.side(), apart(peer_step, options)
     emit(compare("diffusion train step", *sides, **shared, **about, **sizes))
 
     few: dict[str, Any] = {**shared, "rounds": max(1, options.rounds // 3), "warmup": 1}
@@ -238,7 +214,7 @@ def main(options: Options) -> None:
     emit(compare("diffusion sampling", *sides, **few, **about, **sizes, a_bytes_by_steps=held))
 
     memory = {"a_bytes": task.temporary_bytes(), "b_bytes": remat.temporary_bytes()}
-    sides = task.side(flops=flops), remat.side("jaxdl, remat", flops=flops)
+    sides = task.side(), remat.side("jaxdl, remat")
     emit(compare("diffusion remat", *sides, **few, **about, **memory))
 
 

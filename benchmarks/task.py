@@ -33,8 +33,8 @@ class Task(NamedTuple):
         """Returns what a step needs beside its arguments and results, by XLA's own account."""
         return self.compile()[0].memory_analysis().temp_size_in_bytes
 
-    def side(self, name: str = "jaxdl", *, flops: float, steps: int = 1) -> Side:
-        """Measures as many steps, each of so many FLOPs."""
+    def side(self, name: str = "jaxdl", *, flops: float | None = None, steps: int = 1) -> Side:
+        """Measures as many steps, each of so many FLOPs, where they are known."""
 
         def prepare() -> Call:
             step, state = self.compile()
@@ -48,4 +48,4 @@ class Task(NamedTuple):
             call()
             return call
 
-        return Side(name=name, prepare=prepare, flops=steps * flops)
+        return Side(name=name, prepare=prepare, flops=flops and steps * flops)

@@ -1,6 +1,6 @@
 """Text to image: a sentence is read by a transformer, and a U-Net draws what it says.
 
-python -m experiments.text_to_image                   # scenes: colours and places, in 14 minutes
+python -m experiments.text_to_image                   # scenes of digits, in a quarter of an hour
 python -m experiments.text_to_image mnist             # for a GPU
 python -m experiments.text_to_image folder --folder PATH
 python -m experiments.text_to_image sample --workdir RUN --prompt "a red seven left of a blue two"
@@ -62,8 +62,9 @@ PRESETS = {
     ),
 }  # fmt: skip
 
-# The U-Net's last convolution is called as the way out of attention is, and stays whole.
-RULES = ((r"unet/out/", PartitionSpec()), *TRANSFORMER)
+# What is called as parts of attention are and has no counterpart to be summed in stays whole: the
+# U-Net's last convolution, and what words steer pixels by.
+RULES = ((r"unet/out/|/words/", PartitionSpec()), *TRANSFORMER)
 
 
 def make_model(config: CaptionConfig, vocabulary: int) -> TextToImage:

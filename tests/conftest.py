@@ -42,9 +42,15 @@ BROADCASTING = {"test_images.py", "test_images_laws.py", "test_experiments.py", 
 BROADCASTING |= {path.name for path in (Path(__file__).parent / "run").glob("test_*.py")}
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Has one process more than cores: tests wait for files and for processes of their own."""
-    return 1 + (os.cpu_count() or 1)
+    if number := os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
+        return int(number)
+    here = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    return 1 + len(here)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -189,6 +190,23 @@ def test_the_augmentation_of_pytorch_is_the_recipe():
     reach = 20 * np.tan(np.radians(10))
     assert turned.min() == pytest.approx(23 - reach, abs=1)
     assert turned.max() == pytest.approx(23 + reach, abs=1)
+
+
+def test_the_train_step_of_diffusion_lowers_its_loss_and_samples_come_out():
+    from benchmarks import diffusion
+
+    options = diffusion.Options(batch_size=2, image_size=8, width=8)
+    task = diffusion.make_task(options)
+    step, state = task.compile()
+    losses = []
+    for _ in range(30):
+        state, metrics = step(state, task.batch)
+        losses.append(float(metrics["loss"].compute()))
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    keys = jax.random.split(jax.random.key(0), 2)
+    images = diffusion.compile_sampler(options, 3)(diffusion.init_params(options), keys)
+    assert images.shape == (2, 8, 8, 1)
+    assert np.isfinite(images).all()
 
 
 def test_without_the_peer_in_diffusion_it_says_what_to_install(monkeypatch):

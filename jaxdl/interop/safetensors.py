@@ -115,12 +115,12 @@ def load_model(folder: str | Path) -> LoadedModel:
 
 
 def check_parameters(
-    flat: Mapping[str, np.ndarray], model: nn.Module, x: jax.ShapeDtypeStruct, *, where: str
+    flat: Mapping[str, np.ndarray], model: nn.Module, *inputs: jax.ShapeDtypeStruct, where: str
 ) -> None:
-    """Raises UserError unless `flat` has exactly the arrays that `model` has for inputs like x."""
-    init = lambda x: model.init(jax.random.key(0), x, train=False)  # noqa: E731
+    """Raises UserError unless `flat` has exactly the arrays that `model` has for such inputs."""
+    init = lambda *inputs: model.init(jax.random.key(0), *inputs, train=False)  # noqa: E731
     try:
-        shapes = dict(jax.eval_shape(init, x))
+        shapes = dict(jax.eval_shape(init, *inputs))
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: no {type(model).__name__} like that: {error}") from error
     shapes = {**shapes.pop("params"), **shapes}

@@ -42,14 +42,14 @@ class Conditions(NamedTuple):
 class WordFiLM(nn.Module):
     """Scale and offset of each pixel's features, by the words that concern it.
 
-        gate = sigmoid(q . k / sqrt(e))    q of the pixel, k of the word as it is read
+        gate = sigmoid(q . r / sqrt(e))    q of the pixel, r the word as it was read
         film = sum over words of gate W w  w the word by itself
 
     This is attention with a sigmoid for the softmax (Ramapuram et al. 2024, arXiv:2409.04431), and
     "feature-wise linear modulation" (Perez et al. 2018, arXiv:1709.07871) that is a pixel's own.
     Words do not compete, so that a pixel may heed several or none. At first every gate is half
-    open and each pixel is told the sum of all words at full size; where each word belongs is
-    learnt from there.
+    open and each pixel is told half the sum of all words, which grows with the root of their
+    number: it is meant for captions, not for pages. Where each word belongs is learnt from there.
     """
 
     features: int
@@ -65,7 +65,7 @@ class WordFiLM(nn.Module):
         ask = Dense(e, kernel_init=nn.initializers.zeros, name="query", **dtypes)
         said = Dense(2 * self.features, use_bias=False, name="value", **dtypes)(text.words)
         scores = ask(x.reshape(b, h * w, c)) @ text.read.swapaxes(1, 2) / e**0.5
-        gates = jnp.where(text.seen[:, None], nn.sigmoid(scores), 0)
+        gates = jnp.where(text.seen[:, None], nn.sigmoid(scores.astype(jnp.float32)), 0)
         self.sow("intermediates", "gates", gates)
         return (gates.astype(said.dtype) @ said).reshape(b, h, w, -1)
 
@@ -105,8 +105,8 @@ class FiLMBlock(nn.Module):
         y = GroupNorm(name="norm2", silu=text is None, **norm)(y, film)
         if text is not None:
             told = WordFiLM(self.features, name="words", **dtypes)(seen, text)
-            scale, offset = jnp.split(told, 2, axis=-1)
-            y = nn.silu(y * (1 + scale) + offset)
+            scale, offset = jnp.split(told.astype(jnp.float32), 2, axis=-1)
+            y = nn.silu(y.astype(jnp.float32) * (1 + scale) + offset).astype(y.dtype)
         y = Dropout(self.dropout)(y, train=train)
         y = Conv(self.features, kernel_init=nn.initializers.zeros, name="conv2", **dtypes)(y)
         if x.shape[-1] != self.features:
@@ -136,12 +136,12 @@ class PixelAttention(nn.Module):
             c, self.heads, out_kernel_init=nn.initializers.zeros, dtype=self.dtype,
             param_dtype=self.param_dtype, name="attention",
         )  # fmt: skip
-        every = jnp.ones((b, h * w, h * w), bool)
+        every = jnp.ones((1, h * w, h * w), bool)
         return x + attention(y, attention.remember(y), every).reshape(x.shape)
 
 
 class ImageBlock(nn.Module):
-    """A residual block and, where it attends, to a text within it, and to the pixels after it."""
+    """A residual block and, where it attends, the words of a text in it, and attention after it."""
 
     features: int
     attends: bool = False

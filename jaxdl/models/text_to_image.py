@@ -1,8 +1,8 @@
 """A network that takes noise off an image in the light of a sentence.
 
 A transformer reads the sentence (Vaswani et al. 2017, arXiv:1706.03762), and the pixels of a U-Net
-attend to its words: by what the transformer made of a word each pixel tells whether it is
-concerned, and if so it is the word itself that steers it (`jaxdl.layers.image_block.WordFiLM`).
+heed its words: by what the transformer made of a word each pixel tells whether it is concerned,
+and if so it is the word itself that steers it (`jaxdl.layers.image_block.WordFiLM`).
 Both networks are trained together, from nothing.
 """
 
@@ -62,10 +62,10 @@ class TextEncoder(nn.Module):
 
 
 class TextToImage(nn.Module):
-    """A U-Net whose pixels attend to a sentence, at the levels that have attention.
+    """A U-Net whose pixels heed the words of a sentence, at the levels that have attention.
 
-    A row of zeros is no text, and nothing to attend to. That is the unconditional network, which
-    guidance needs (Ho and Salimans 2022, arXiv:2207.12598).
+    A row of zeros is no text, and steers nothing. That is the unconditional network, which guidance
+    needs (Ho and Salimans 2022, arXiv:2207.12598).
 
     Time is as in `jaxdl.models.UNet`.
     """

@@ -185,4 +185,9 @@ class ConditionEmbedding(nn.Module):
         if self.text_width is not None and text is None:
             none = jnp.zeros((len(time), 0, self.text_width), vector.dtype)
             text = Text(none, none, jnp.zeros((len(time), 0), bool))
+        if text is not None and {text.words.shape[-1], text.read.shape[-1]} != {self.text_width}:
+            raise ValueError(
+                f"words of {text.words.shape[-1]} and {text.read.shape[-1]} for a U-Net with"
+                f" text_width {self.text_width}"
+            )
         return Conditions(nn.silu(vector), text)

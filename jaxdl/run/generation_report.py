@@ -63,15 +63,9 @@ def report_samples(
     images = generator.sample(test.labels, key, how)
     seen, of_train, of_test = (judge.look(x) for x in (images, train.images, test.images))
     nearest, distances = neighbours(images, train.images)
-    numbers = {
-        "judge_accuracy": float(np.mean(of_test.classes == test.labels)),
-        "frechet": frechet(seen.features, of_train.features),
-        "frechet_floor": frechet(of_test.features, of_train.features),
-        "novelty": float(distances.mean() / neighbours(test.images, train.images)[1].mean()),
-    }
-    if labelled:
-        right = float(np.mean(seen.classes == test.labels))
-        numbers = {"conditional_accuracy": right, **numbers}
+    numbers = judged(seen, of_train, of_test, test.labels, labelled=labelled)
+    farther = distances.mean() / neighbours(test.images, train.images)[1].mean()
+    numbers["novelty"] = float(farther)
     groups = test.labels if labelled else seen.classes
     numbers["diversity"] = spread(seen, groups) / spread(of_test, test.labels)
     if inception is not None:
@@ -82,6 +76,23 @@ def report_samples(
     draw_pairs(pairs, test.labels, figures / "neighbours.png")
     say(f"{'samples':<10}{len(images):,}, by {how.sampler} in {how.steps} steps: {figures}")
     return {"test": numbers, "sampling": how._asdict()}
+
+
+def judged(
+    seen: Seen, of_train: Seen, of_test: Seen, labels: Int[np.ndarray, " b"], *, labelled: bool
+) -> dict[str, float]:
+    """Compares what the judge makes of samples with what it makes of real images, see above.
+
+    Samples that no label was asked of have no `conditional_accuracy`.
+    """
+    numbers = {
+        "judge_accuracy": float(np.mean(of_test.classes == labels)),
+        "frechet": frechet(seen.features, of_train.features),
+        "frechet_floor": frechet(of_test.features, of_train.features),
+    }
+    if labelled:
+        numbers = {"conditional_accuracy": float(np.mean(seen.classes == labels)), **numbers}
+    return numbers
 
 
 def by_class(classes: int | None, each: int = 10) -> Int[np.ndarray, " b"]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
+import math
 import time
 
 import jax
-import numpy as np
 
 from jaxdl.errors import UserError
 from jaxdl.models import UNet
 from jaxdl.run.cli import VerbConfig, from_json
 from jaxdl.run.generation import GenerationConfig, check_sampling
-from jaxdl.run.generation_report import TRAINING, Real, frechet
-from jaxdl.run.generator import Sampling, SolverName, load_generator
+from jaxdl.run.generation_report import TRAINING, Real, judged
+from jaxdl.run.generator import BATCHES, Generator, Sampling, SolverName, load_generator
 from jaxdl.run.images import load
 from jaxdl.run.judge import read_judge
 from jaxdl.run.progress import say
@@ -33,7 +34,7 @@ class MeasureConfig(VerbConfig):
     guidance: tuple[float, ...] = (1.0,)
     """1 is the network as it is, more exaggerates what it was told."""
     count: int = 1000
-    """Samples of each, one for each of as many test images, of its class."""
+    """Samples of each, of the classes of as many test images, or of all where there are fewer."""
     seed: int = 0
     """The same seed draws the same pictures."""
 
@@ -42,11 +43,11 @@ def measure(options: MeasureConfig) -> None:
     """Prints a row for each combination, and appends it to samples/measured.jsonl in the run.
 
     The judge is the run's own. `frechet` is the distance of samples to training images in its
-    features, beside that of as many test images to them.
+    features, beside that of as many test images to them. Seconds are without compilation.
     """
     generator, _ = load_generator(options.workdir, UNet)
-    for steps in options.steps:
-        check_sampling(generator, options.count, steps)
+    labelled = generator.model.classes is not None
+    check(options, generator, labelled=labelled)
     workdir = Workdir(options.workdir)
     config = from_json(GenerationConfig, workdir.config()["config"])
     judge = read_judge(workdir.path / "judge")
@@ -55,31 +56,47 @@ def measure(options: MeasureConfig) -> None:
     data = load(config)
     test = Real.of(config, data.test, options.count)
     of_train = judge.look(Real.of(config, data.train, TRAINING).images)
-    real = judge.look(test.images)
-    floor = frechet(real.features, of_train.features)
-    accuracy = float(np.mean(real.classes == test.labels))
+    of_test = judge.look(test.images)
+    real = judged(of_test, of_train, of_test, test.labels, labelled=labelled)
     say(row("sampler", "steps", "guidance", "accuracy", "frechet", "seconds"))
-    say(row("real test images", "", "", f"{accuracy:.2%}", f"{floor:.3f}", ""))
+    say(row(f"{len(test.images)} test images", "", "", *cells(real), ""))
     workdir.samples.mkdir(exist_ok=True)
+    ways = itertools.product(options.sampler, options.steps, options.guidance)
     with (workdir.samples / "measured.jsonl").open("a") as lines:
-        for how in map(
-            Sampling._make, itertools.product(options.sampler, options.steps, options.guidance)
-        ):
+        for how in map(Sampling._make, ways):
+            draw = functools.partial(generator.sample, key=jax.random.key(options.seed), how=how)
+            draw(test.labels[: BATCHES[-1]])  # compiles
             started = time.monotonic()
-            images = generator.sample(test.labels, jax.random.key(options.seed), how)
-            seconds, seen = time.monotonic() - started, judge.look(images)
-            found = {
-                "conditional_accuracy": float(np.mean(seen.classes == test.labels)),
-                "judge_accuracy": accuracy,
-                "frechet": frechet(seen.features, of_train.features),
-                "frechet_floor": floor,
-                "seconds": seconds,
-            }
-            about = {"count": len(images), "seed": options.seed}
+            images = draw(test.labels)
+            seconds = time.monotonic() - started
+            found = judged(judge.look(images), of_train, of_test, test.labels, labelled=labelled)
+            about = {"seconds": seconds, "count": len(images), "seed": options.seed}
             lines.write(json.dumps(how._asdict() | found | about) + "\n")
             lines.flush()
-            told = f"{found['conditional_accuracy']:.2%}", f"{found['frechet']:.3f}"
-            say(row(how.sampler, how.steps, f"{how.guidance:g}", *told, f"{seconds:.1f}"))
+            told = how.sampler, how.steps, f"{how.guidance:g}", *cells(found), f"{seconds:.1f}"
+            say(row(*told))
+
+
+def check(options: MeasureConfig, generator: Generator, *, labelled: bool) -> None:
+    """Raises UserError for what cannot be meant, or would be measured for nothing."""
+    for name in ("sampler", "steps", "guidance"):
+        if not getattr(options, name):
+            raise UserError(f"--{name} needs one or more")
+    for steps in options.steps:
+        check_sampling(generator, options.count, steps)
+    for guidance in options.guidance:
+        if not math.isfinite(guidance):
+            raise UserError(f"--guidance must be finite, got {guidance}")
+        if guidance != 1 and not labelled:
+            raise UserError(
+                f"--guidance {guidance:g}: a run without classes has nothing to guide by"
+            )
+
+
+def cells(found: dict[str, float]) -> tuple[str, str]:
+    """Writes accuracy, where there is one, and distance."""
+    right = found.get("conditional_accuracy")
+    return "" if right is None else f"{right:.2%}", f"{found['frechet']:.3f}"
 
 
 def row(what: object, *cells: object) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import ShapeDtypeStruct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdl.backend import CompilationCache
@@ -46,7 +47,7 @@ from jaxdl.diffusion import (
     trajectory,
 )
 from jaxdl.errors import UserError
-from jaxdl.interop.safetensors import load_model
+from jaxdl.interop.safetensors import check_parameters, flatten, load_model
 from jaxdl.models import TextToImage, UNet
 from jaxdl.run.workdir import Workdir
 from jaxdl.types import Key, Params
@@ -98,14 +99,15 @@ class Generator:
 
     def sample(self, given: Given, key: Key, how: Sampling) -> Float[np.ndarray, "b h w c"]:
         """Samples an image for each row; a network that is never told anything does not look."""
-        count = len(given)
+        count, start = len(given), 0
         keys = row_keys(key, count)
-        size = next((size for size in BATCHES if size >= count), BATCHES[-1])
         images = []
-        for start in range(0, count, size):
+        while start < count:
             # The last batch is filled up, so that a handful of programs serve every number.
+            size = next((size for size in BATCHES if size >= count - start), BATCHES[-1])
             rows = np.minimum(np.arange(start, start + size), count - 1)
             images.append(_sample(*self.call(given[rows], how), keys[rows], **how.walk))
+            start += size
         return np.concatenate(images)[:count]
 
     def reverse(self, given: Given, key: Key, how: Sampling) -> Float[np.ndarray, "n b h w c"]:
@@ -202,7 +204,8 @@ def load_generator(
 ) -> tuple[Generator, dict[str, Any]]:
     """Reads what a run has exported, and what is said about it.
 
-    Raises UserError where there is none, or a network of another kind.
+    Raises UserError where there is none, a network of another kind, or one whose parameters are
+    not those of the network as it is now.
     """
     CompilationCache()
     folder = Workdir(workdir).model
@@ -210,6 +213,9 @@ def load_generator(
     if not isinstance(model, kind) or "prediction" not in about:
         raise UserError(f"{folder} holds no generator of images of this kind")
     shape = tuple(about["image_shape"])
+    x, time = ShapeDtypeStruct((1, *shape), jnp.float32), ShapeDtypeStruct((1,), jnp.float32)
+    tokens = [ShapeDtypeStruct((1, 1), jnp.int32)] if kind is TextToImage else []
+    check_parameters(flatten(params), model, x, time, *tokens, where=str(folder))
     return Generator(model, params, shape, about["noise"], about["prediction"]), about
 
 

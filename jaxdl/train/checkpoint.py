@@ -91,11 +91,11 @@ class Checkpoints:
         if step in self.steps:
             return
         tree = _storable(state)
-        record = {"leaves": _describe(tree), "progress": progress}
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 and jax.device_count() > 1:
             # Orbax has replicas share the writing, by a program compiled for each array and device;
             # that serves many hosts, and costs one its first seconds.
             tree = jax.device_get(tree)
+        record = {"leaves": _describe(tree), "progress": progress}
         with _told_when_full(self.directory):
             self._manager.save(
                 step,

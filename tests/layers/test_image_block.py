@@ -91,6 +91,15 @@ def test_at_first_every_pixel_is_told_half_the_sum_of_all_words():
     np.testing.assert_allclose(film, jnp.broadcast_to(half, film.shape), rtol=1e-5, atol=1e-6)
 
 
+def test_gates_are_computed_in_float32():
+    film = WordFiLM(6, dtype=jnp.bfloat16)
+    y, sown = film.apply(film.init(jax.random.key(0), X, TEXT), X, TEXT, mutable=["intermediates"])
+    assert y.dtype == jnp.bfloat16
+    (gates,) = sown["intermediates"]["gates"]
+    assert gates.dtype == jnp.float32
+    assert gates.shape == (B, H * W, S)
+
+
 def test_no_words_are_no_text():
     block = FiLMBlock(C, groups=2)
     params = randomised(block.init(jax.random.key(0), X, VECTOR, TEXT, train=False)["params"])

@@ -277,6 +277,11 @@ def test_its_folder_gives_back_what_was_saved(tmp_path, params):
         ),
         ({"classes": None}, INPUTS, "without classes was given labels"),
         ({"text_width": None}, INPUTS, "without text_width was given a text"),
+        (
+            {"text_width": E + 2},
+            INPUTS,
+            f"words of {E} and {E} for a U-Net with text_width {E + 2}",
+        ),
         ({"heads": 3}, INPUTS, "does not split over 3 heads"),
     ],
 )

@@ -19,10 +19,12 @@ from jaxdl.models import UNet
 from jaxdl.run.cli import from_json, newest
 from jaxdl.run.experiment import Session
 from jaxdl.run.generation import image_keys
+from jaxdl.run.generation_report import judged
+from jaxdl.run.generation_table import MeasureConfig, check, measure
 from jaxdl.run.generation_verbs import shown
 from jaxdl.run.generator import Constant, Generator, Sampling
 from jaxdl.run.images import load
-from jaxdl.run.judge import trained_judge
+from jaxdl.run.judge import Seen, trained_judge
 from jaxdl.run.pictures import GAP
 from jaxdl.run.workdir import Workdir
 from jaxdl.train.sharding import Placement
@@ -98,6 +100,38 @@ def test_samples_are_measured_in_every_way_and_as_the_report_measures_them(run, 
     ]
     main("measure", "--workdir", run, "--count", 5)  # what was there stays
     assert (run / "samples" / "measured.jsonl").read_text().splitlines()[:4] == lines
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--steps", "0"), "--steps must lie in [1, 1000], got 0"),
+        (("--count", "0"), "--count must be at least 1, got 0"),
+        (("--guidance", "nan"), "--guidance must be finite, got nan"),
+        (("--sampler",), "--sampler"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_in_one_line(run, capsys, options, told):
+    with pytest.raises(SystemExit, match="2"):
+        main("measure", "--workdir", run, *options)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_a_run_without_classes_has_no_accuracy_and_no_guidance(generator):
+    free = dataclasses.replace(generator, model=generator.model.clone(classes=None))
+    with pytest.raises(UserError, match="--guidance 2: a run without classes has nothing"):
+        check(MeasureConfig(workdir=Path("."), guidance=(1.0, 2.0)), free, labelled=False)
+    seen = Seen(np.eye(4), np.random.default_rng(0).normal(size=(4, 3)))
+    labels = np.arange(4)
+    assert "conditional_accuracy" not in judged(seen, seen, seen, labels, labelled=False)
+    assert judged(seen, seen, seen, labels, labelled=True)["conditional_accuracy"] == 1
+
+
+def test_without_a_judge_nothing_is_measured(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("judge", "checkpoints"))
+    with pytest.raises(UserError, match="holds no judge"):
+        measure(MeasureConfig(workdir=tmp_path / "run"))
 
 
 def test_the_judge_is_trained_once(run, capsys):

@@ -14,6 +14,7 @@ import pytest
 from experiments.text_to_image import PRESETS, SCRIPT, build, make_model
 from jaxdl.data import digit_scenes, digits
 from jaxdl.errors import UserError
+from jaxdl.interop.safetensors import load_model, save_model
 from jaxdl.models import TextToImage, UNet
 from jaxdl.run.generation import make_loss
 from jaxdl.run.generator import Sampling, load_generator
@@ -161,6 +162,16 @@ def test_mistakes_in_a_prompt_are_told_in_one_line(run, capsys, arguments, told)
 def test_a_run_of_another_kind_is_refused(run):
     with pytest.raises(UserError, match="holds no generator of images of this kind"):
         load_generator(run, UNet)
+
+
+def test_parameters_of_another_network_are_told(run, tmp_path):
+    model, params, _, about = load_model(run / "model")
+    unet = {name: value for name, value in params["unet"].items() if name != "stem"}
+    save_model(tmp_path / "model", model, {**params, "unet": unet}, about=about)
+    with pytest.raises(
+        UserError, match=r"unet.stem.\w+ is absent there, and \(.*\) in TextToImage"
+    ):
+        load_generator(tmp_path, TextToImage)
 
 
 @pytest.mark.parametrize(
