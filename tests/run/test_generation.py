@@ -92,7 +92,7 @@ def test_samples_are_measured_in_every_way_and_as_the_report_measures_them(run, 
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in out[-6:]] == [
         "sampler",
-        "real",
+        "100",
         "dpm",
         "dpm",
         "ddim",
