@@ -1,7 +1,7 @@
 """Image generation: a U-Net that learns to take noise off images, of a class or of any.
 
 python -m experiments.image_generation                # digits: 99% of them right, in 5 minutes
-python -m experiments.image_generation mnist-small    # MNIST on a CPU, within half an hour
+python -m experiments.image_generation mnist-small    # MNIST, by a network for a CPU
 python -m experiments.image_generation mnist          # for a GPU
 python -m experiments.image_generation folder --folder PATH
 python -m experiments.image_generation sample --workdir RUN --label 7 --sampler ddim --steps 50

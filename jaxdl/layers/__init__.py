@@ -3,6 +3,7 @@
 from jaxdl.layers.activations import ACTIVATIONS, Activation, activation
 from jaxdl.layers.conv import Conv, conv, max_pool
 from jaxdl.layers.dropout import Dropout, dropout
+from jaxdl.layers.image_block import Text
 from jaxdl.layers.norm import GroupNorm, group_norm
 from jaxdl.layers.recurrent import LSTMCarry, cell_step
 from jaxdl.layers.recurrent_scan import scan_layer
@@ -18,6 +19,7 @@ __all__ = [
     "LSTMCarry",
     "Recurrent",
     "RecurrentLayer",
+    "Text",
     "activation",
     "cell_step",
     "conv",

@@ -100,11 +100,11 @@ class FiLMBlock(nn.Module):
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm: dict[str, Any] = {"groups": self.groups, "param_dtype": self.param_dtype}
         film = nn.Dense(2 * self.features, name="film", **dtypes)(vector)
-        seen = GroupNorm(name="norm1", silu=True, **norm)(x)
-        y = Conv(self.features, name="conv1", **dtypes)(seen)
+        pixels = GroupNorm(name="norm1", silu=True, **norm)(x)
+        y = Conv(self.features, name="conv1", **dtypes)(pixels)
         y = GroupNorm(name="norm2", silu=text is None, **norm)(y, film)
         if text is not None:
-            told = WordFiLM(self.features, name="words", **dtypes)(seen, text)
+            told = WordFiLM(self.features, name="words", **dtypes)(pixels, text)
             scale, offset = jnp.split(told.astype(jnp.float32), 2, axis=-1)
             y = nn.silu(y.astype(jnp.float32) * (1 + scale) + offset).astype(y.dtype)
         y = Dropout(self.dropout)(y, train=train)

@@ -65,7 +65,8 @@ def measure(options: MeasureConfig) -> None:
     with (workdir.samples / "measured.jsonl").open("a") as lines:
         for how in map(Sampling._make, ways):
             draw = functools.partial(generator.sample, key=jax.random.key(options.seed), how=how)
-            draw(test.labels[: BATCHES[-1]])  # compiles
+            for size in {min(len(test.labels), BATCHES[-1]), len(test.labels) % BATCHES[-1]} - {0}:
+                draw(test.labels[:size])  # compiles what a whole batch takes, and what is left over
             started = time.monotonic()
             images = draw(test.labels)
             seconds = time.monotonic() - started
