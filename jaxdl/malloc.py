@@ -13,17 +13,22 @@ from collections.abc import Mapping
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # as malloc.h has them
 
 SETTINGS = {
-    # No block is mapped by itself. What the heap of a thread cannot hold, which ends at 64 MiB,
-    # glibc maps all the same: larger programs gain nothing by this, and take no more memory.
+    # No block is mapped by itself, but where the thread's heap cannot hold it: that ends at
+    # 64 MiB, and only the main thread's has no end.
     M_MMAP_MAX: 0,
-    # So many bytes may lie free at the end of a heap: all that one of a thread's has. Without this
+    # So many bytes may lie free at the end of a heap, the most that glibc can be told. Without this
     # it would be 128 KiB, for the first setting keeps glibc from learning better.
-    M_TRIM_THRESHOLD: 64 * 2**20,
+    M_TRIM_THRESHOLD: 2**31 - 1,
 }
 
 
 def keep_memory() -> bool:
-    """Has glibc keep some of what is freed, for the next who asks; tells whether it does now.
+    """Has glibc keep what is freed, for the next who asks, and tells whether it does now.
+
+    From here on JAX computes on CPU within the call that asks for it, not beside the caller in a
+    thread of its own, whose heap would end at 64 MiB. Call it from the main thread, before the
+    first array exists. Then blocks of any size are kept, 2 GiB in all: the process stays as large
+    as it has been at most.
 
     It changes the whole process, and is for what owns one, such as a command line; importing jaxdl
     does not do it. Where the environment has settled how memory is allocated, and elsewhere than on
@@ -36,7 +41,12 @@ def keep_memory() -> bool:
         _, mallopt = library.gnu_get_libc_version, library.mallopt  # others only pretend to have it
     except (OSError, AttributeError):
         return False
-    return all(mallopt(name, value) == 1 for name, value in SETTINGS.items())
+    if not all(mallopt(name, value) == 1 for name, value in SETTINGS.items()):
+        return False
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    return True
 
 
 def is_settled(environment: Mapping[str, str]) -> bool:
