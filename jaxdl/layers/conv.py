@@ -18,9 +18,10 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
-from jaxdl.layers.product import column_sums, on_cpu
+from jaxdl.layers.product import column_sums, on_cpu, product, written
 
 AXES = ("NHWC", "HWIO", "NHWC")
+OF_X, OF_G = ("CHWN", "IHWO", "HWNC"), ("CHWN", "IHWO", "HWCN")  # of a kernel's gradient
 
 
 def conv(x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c o"]) -> Float[Array, "b h w o"]:
@@ -32,7 +33,11 @@ def conv(x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c o"]) -> Float
     """
     if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
         raise ValueError(f"kernels have odd sizes, got {kernel.shape[0]}x{kernel.shape[1]}")
-    return _conv_on_cpu(x, kernel) if on_cpu() else _conv(x, kernel)
+    if not on_cpu():
+        return _conv(x, kernel)
+    if kernel.shape[:2] == (1, 1):
+        return product(x, kernel[0, 0])
+    return _conv_on_cpu(x, kernel)
 
 
 def add_bias(x: Float[Array, "b *n o"], bias: Float[Array, " o"]) -> Float[Array, "b *n o"]:
@@ -106,8 +111,24 @@ def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 def _conv_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     # The barrier has g written once. Without it XLA computes what makes g, the masks of ReLU and
     # of pooling, again inside the transposed copy that the kernel's gradient reads.
-    _, gradients = jax.vjp(_conv, *saved)
-    return gradients(lax.optimization_barrier(g))
+    (x, kernel), g = saved, written(g)
+    (of_x,) = jax.vjp(lambda x: _conv(x, kernel), x)[1](g)
+    return of_x, _kernel_gradient(x, g, kernel.shape[:2])
+
+
+def _kernel_gradient(x: Array, g: Array, size: tuple[int, ...]) -> Array:
+    """Sums x g over all images and pixels, for each shift of one against the other.
+
+    That is a convolution whose channels are the images, and whose images are the channels of x, or
+    those of g: XLA's own gradient takes x. Both are copied for it with the images innermost of one
+    and the channels innermost of the other. The first copy costs several times as much as the
+    second, so it is of whichever is the narrower.
+    """
+    pad = [(side // 2, side // 2) for side in size]
+    if x.shape[-1] <= g.shape[-1]:
+        return lax.conv_general_dilated(x, g, (1, 1), pad, dimension_numbers=OF_X)
+    shifts = lax.conv_general_dilated(g, x, (1, 1), pad, dimension_numbers=OF_G)
+    return shifts[::-1, ::-1]  # where g moves to the right, x moves to the left
 
 
 _conv_on_cpu.defvjp(_conv_forward, _conv_backward)

@@ -138,15 +138,14 @@ def _group_norm(x, scale, offset, groups, epsilon, silu):
 
 
 def _forward(x, scale, offset, groups, epsilon, silu):
-    # The variance is E[x^2] - E[x]^2, which takes one pass over x. That is exact where the mean is
-    # not large beside the spread, so a first guess of the mean is taken off before.
-    guess = _by_group(x[:, 0, 0].astype(jnp.float32), groups)
-    near = x.astype(jnp.float32) - _each(guess)
-    mean = _by_group(pixel_means(near), groups)
-    variance = jnp.maximum(_by_group(pixel_means(near * near), groups) - mean**2, 0)
-    saved = _Saved(x, guess + mean, lax.rsqrt(variance + epsilon), scale, offset)
+    # A quotient comes last where several read what is computed: XLA writes it once, where it would
+    # compute a product anew for each reader.
+    mean = _by_group(pixel_means(x.astype(jnp.float32)), groups)
+    centred = x.astype(jnp.float32) - _each(mean)
+    variance = _by_group(pixel_means(centred * centred), groups)
+    saved = _Saved(x, mean, lax.rsqrt(variance + epsilon), scale, offset)
     y = saved.normalised() * _each(scale) + _each(offset)
-    return (nn.silu(y) if silu else y).astype(x.dtype), saved
+    return (y / (1 + jnp.exp(-y)) if silu else y).astype(x.dtype), saved
 
 
 def _backward(groups, epsilon, silu, saved, g):
@@ -156,8 +155,8 @@ def _backward(groups, epsilon, silu, saved, g):
     n, g = saved.normalised(), g.astype(jnp.float32)
     if silu:
         y = n * _each(scale) + _each(offset)
-        s = jax.nn.sigmoid(y)
-        g = lax.optimization_barrier(g * s * (1 + y * (1 - s)))  # written once, though read thrice
+        e = jnp.exp(jnp.minimum(y, 30))  # sigmoid(y) = e / (1 + e)
+        g = g * (1 + y / (1 + e)) * e / (1 + e)
     of_offset, of_scale = pixel_means(g), pixel_means(g * n)
     constant, slope = (_by_group(scale * v, groups) for v in (of_offset, of_scale))
     dx = _each(rate) * (g * _each(scale) - _each(constant) - n * _each(slope))

@@ -27,7 +27,7 @@ def _forward(x, kernel):
 
 
 def _backward(saved, dy):
-    x, kernel = saved
+    (x, kernel), dy = saved, written(dy)
     return dy @ kernel.T, kernel_gradient(x, dy)
 
 
@@ -47,6 +47,16 @@ def kernel_gradient(x: Float[Array, "*t d"], dy: Float[Array, "*t g"]) -> Float[
     if x.shape[1] <= dy.shape[1]:
         return lax.optimization_barrier(x.T) @ dy
     return lax.optimization_barrier(lax.optimization_barrier(dy.T) @ x).T
+
+
+def written(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns x, which XLA on CPU then computes once and writes to memory, whoever reads it.
+
+    It would compute whatever takes but sums and products anew within each reader, and a barrier is
+    gone by the time it decides that. A quotient it computes once. This one is by 1, as LLVM knows,
+    but not XLA: no number is above infinity.
+    """
+    return x / jnp.where(x > jnp.inf, x, 1) if on_cpu() else x
 
 
 def column_sums(x: Float[Array, "b *n o"]) -> Float[Array, " o"]:
