@@ -21,7 +21,6 @@ PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets",
     "array-record", "numpy", "scikit-learn", "torch", "tensorflow", "tensorflow-cpu",
 )  # fmt: skip
-HUGE_PAGES = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
 
 
 def main() -> None:
@@ -32,8 +31,6 @@ def main() -> None:
     devices()
     cache()
     data()
-    if huge_pages_unused():
-        print(f"faster    on CPU with huge pages, which this system gives on request: {HUGE_PAGES}")
     wrong = list(problems())
     for line in wrong:
         print(f"PROBLEM   {line}")
@@ -77,17 +74,6 @@ def data() -> None:
     print(f"data      digits (embedded); prepared in {root}: {', '.join(prepared) or 'none'}")
     if importlib.util.find_spec("tensorflow") is None:
         print("data      TensorFlow is absent: preparing more needs pip install -e '.[prepare]'")
-
-
-def huge_pages_unused(
-    setting: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled"),
-) -> bool:
-    """Tells whether memory could come in huge pages, which the C library has not been told."""
-    libc, release = platform.libc_ver()
-    if libc != "glibc" or tuple(map(int, release.split("."))) < (2, 35) or not setting.exists():
-        return False
-    asked = HUGE_PAGES.partition("=")[2] in os.environ.get("GLIBC_TUNABLES", "")
-    return "[madvise]" in setting.read_text() and not asked
 
 
 def problems() -> Iterator[str]:

@@ -48,23 +48,3 @@ def test_a_problem_is_told_with_status_1(arrange, told, capsys, monkeypatch):
 def test_a_package_that_is_not_installed_has_no_version():
     assert doctor.installed("no-such-package") is None
     assert doctor.installed("jax")
-
-
-@pytest.mark.parametrize(
-    ("setting", "libc", "tunables", "unused"),
-    [
-        ("always [madvise] never", "2.36", "", True),
-        ("always [madvise] never", "2.36", "a=1:glibc.malloc.hugetlb=1", False),
-        ("always [madvise] never", "2.31", "", False),
-        ("[always] madvise never", "2.36", "", False),
-        (None, "2.36", "", False),
-    ],
-)
-def test_huge_pages_are_advised_where_they_could_be_had(
-    setting, libc, tunables, unused, monkeypatch, tmp_path
-):
-    monkeypatch.setattr(doctor.platform, "libc_ver", lambda: ("glibc", libc))
-    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
-    if setting:
-        (tmp_path / "enabled").write_text(setting)
-    assert doctor.huge_pages_unused(tmp_path / "enabled") is unused

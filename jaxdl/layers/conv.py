@@ -109,9 +109,7 @@ def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _conv_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    # The barrier has g written once. Without it XLA computes what makes g, the masks of ReLU and
-    # of pooling, again inside the transposed copy that the kernel's gradient reads.
-    (x, kernel), g = saved, written(g)
+    (x, kernel), g = saved, written(g)  # else its masks are computed again, and transposed
     (of_x,) = jax.vjp(lambda x: _conv(x, kernel), x)[1](g)
     return of_x, _kernel_gradient(x, g, kernel.shape[:2])
 

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Initializer
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdl.layers.product import column_sums, kernel_gradient, on_cpu
+from jaxdl.layers.product import column_sums, kernel_gradient, on_cpu, written
 
 
 def dense(
@@ -55,9 +54,7 @@ def _dense_forward(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, 
 
 def _dense_backward(saved: tuple, g: Array) -> tuple[Array, Array, Array | None]:
     x, kernel, bias = saved
-    # The barrier has g written once, as it is. Without it XLA computes what makes g, such as the
-    # gradient of an activation, again for each of its readers, and transposed.
-    g = lax.optimization_barrier(g)
+    g = written(g)  # else what makes it is computed again for each reader, and transposed
     return g @ kernel.T, kernel_gradient(x, g), None if bias is None else column_sums(g)
 
 

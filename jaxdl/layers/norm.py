@@ -28,7 +28,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdl.layers.product import column_sums, on_cpu, row_sums
+from jaxdl.layers.product import column_sums, on_cpu, row_sums, written
 
 
 def layer_norm(
@@ -102,7 +102,7 @@ def _token_forward(x, scale, bias, centre, epsilon):
 def _token_backward(centre, epsilon, saved, g):
     # dx = rate (g scale - E[g scale] - n E[g scale n]), the second where the mean was taken off.
     x, scale, bias = saved
-    g = lax.optimization_barrier(g)  # written once for all its readers
+    g = written(g)
     n, rate = _standardise(x, centre, epsilon)
     of_scale, of_bias = column_sums(g * n), None if bias is None else column_sums(g)
     g = g * _beside(scale, x)
@@ -138,13 +138,12 @@ def _group_norm(x, scale, offset, groups, epsilon, silu):
 
 
 def _forward(x, scale, offset, groups, epsilon, silu):
-    # A quotient comes last where several read what is computed: XLA writes it once, where it would
-    # compute a product anew for each reader.
     mean = _by_group(pixel_means(x.astype(jnp.float32)), groups)
     centred = x.astype(jnp.float32) - _each(mean)
     variance = _by_group(pixel_means(centred * centred), groups)
     saved = _Saved(x, mean, lax.rsqrt(variance + epsilon), scale, offset)
     y = saved.normalised() * _each(scale) + _each(offset)
+    # Quotients, here and in the gradient, are written once; see `jaxdl.layers.product.written`.
     return (y / (1 + jnp.exp(-y)) if silu else y).astype(x.dtype), saved
 
 
@@ -156,7 +155,7 @@ def _backward(groups, epsilon, silu, saved, g):
     if silu:
         y = n * _each(scale) + _each(offset)
         e = jnp.exp(jnp.minimum(y, 30))  # sigmoid(y) = e / (1 + e)
-        g = g * (1 + y / (1 + e)) * e / (1 + e)
+        g = (1 + y / (1 + e)) * e * g / (1 + e)
     of_offset, of_scale = pixel_means(g), pixel_means(g * n)
     constant, slope = (_by_group(scale * v, groups) for v in (of_offset, of_scale))
     dx = _each(rate) * (g * _each(scale) - _each(constant) - n * _each(slope))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdl.layers.dense import Dense, dense
-from jaxdl.layers.product import column_sums, row_sums
+from jaxdl.layers.product import column_sums, on_cpu, row_sums, written
 from tests.layers.twins import assert_twins
 
 RNG = np.random.default_rng(0)
@@ -63,3 +63,23 @@ def test_sums_are_sums():
     x = draw(4, 5, 7)
     np.testing.assert_allclose(column_sums(x), np.asarray(x).sum((0, 1)), **CLOSE)
     np.testing.assert_allclose(row_sums(x), np.asarray(x).sum(-1, keepdims=True), **CLOSE)
+
+
+def test_what_is_written_once_is_what_it_was():
+    x = jnp.asarray([0.0, -0.0, 2e-38, -3e38, jnp.inf, -jnp.inf, jnp.nan])
+    for y in written(x), jax.jit(written)(x):
+        np.testing.assert_array_equal(y, x)
+        np.testing.assert_array_equal(np.signbit(y), np.signbit(x))
+
+
+@pytest.mark.skipif(not on_cpu(), reason="of XLA on CPU")
+def test_what_is_written_is_computed_once():
+    def products(through):
+        def both(x):
+            y = through(jnp.cos(x) * x * 2)
+            return y @ y, (y + 1).T
+
+        text = jax.jit(both).lower(jnp.ones((64, 64))).compile().as_text()
+        return text.count(" multiply(")
+
+    assert products(written) < products(lambda y: y)

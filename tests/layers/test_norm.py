@@ -64,6 +64,14 @@ def test_its_gradient_is_that_of_its_formula(silu):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_silu_stays_finite_far_from_zero():
+    far = 1e4 * jnp.sign(OFFSET)
+    y, pullback = jax.vjp(lambda v: group_norm(X, SCALE, v, groups=GROUPS, silu=True), far)
+    kept = np.asarray(far > 0)
+    np.testing.assert_allclose(y, formula(X, SCALE, far) * kept[:, None, None], rtol=1e-5)
+    np.testing.assert_allclose(pullback(jnp.ones_like(y))[0], kept * H * W, rtol=1e-5)
+
+
 def test_an_example_is_normalised_by_itself():
     y = group_norm(X, SCALE, OFFSET, groups=GROUPS)
     others = group_norm(X.at[0].multiply(9.0), SCALE, OFFSET, groups=GROUPS)
