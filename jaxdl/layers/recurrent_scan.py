@@ -141,7 +141,7 @@ def _scan(kind: Cell, reverse: bool, weights, carry, u, valid) -> tuple[CellCarr
 
 
 def _forward(kind: Cell, reverse: bool, weights, carry, u, valid):
-    """Runs forward, keeping the gates of each step and an LSTM's memory before it.
+    """Runs forward, keeping the gates of each step and the carry before it.
 
     Both biases are added within a step: before the scan it takes one more pass over all of u.
     Since the gates are kept, XLA on CPU computes each in a loop of its own, which it vectorises;
@@ -154,16 +154,15 @@ def _forward(kind: Cell, reverse: bool, weights, carry, u, valid):
         a = kind.join(u + input_bias[None], hidden(carry) @ kernel + bias[None])
         gates = kind.activate(a)
         after, y = _masked(kind, carry, gates, valid)
-        return after, (y, with_hidden(carry, None), gates)
+        return after, (y, carry, gates)
 
-    last, (y, memory, gates) = lax.scan(body, carry, (u, valid), reverse=reverse)
-    return (last, y), (kernel, hidden(carry), y, memory, gates, valid)
+    last, (y, before, gates) = lax.scan(body, carry, (u, valid), reverse=reverse)
+    return (last, y), (kernel, before, gates, valid)
 
 
 def _backward(kind: Cell, reverse: bool, saved, gradient):
     """Runs backward; of a step only what follows the gates is computed again."""
-    kernel, start, y, memory, gates, valid = saved
-    h = _hidden_before(start, y, valid, reverse)
+    kernel, before, gates, valid = saved
     dcarry, dy = gradient
 
     def body(dcarry, x):
@@ -174,27 +173,10 @@ def _backward(kind: Cell, reverse: bool, saved, gradient):
         more = kind.split(da)[1] @ kernel.T
         return with_hidden(dcarry, hidden(dcarry) + more), da
 
-    steps = with_hidden(memory, h), gates, valid, dy
-    dcarry, da = lax.scan(body, dcarry, steps, reverse=not reverse)
+    dcarry, da = lax.scan(body, dcarry, (before, gates, valid, dy), reverse=not reverse)
     du, dr = kind.split(da)
-    dweights = [kernel_gradient(h, dr), column_sums(dr), column_sums(du)]
+    dweights = [kernel_gradient(hidden(before), dr), column_sums(dr), column_sums(du)]
     return dweights, dcarry, du, None
-
-
-def _hidden_before(
-    start: Float[Array, "b h"], y: Float[Array, "t b h"], valid: Bool[Array, "t b"] | None,
-    reverse: bool,
-) -> Float[Array, "t b h"]:  # fmt: skip
-    """Returns h before each valid step: the output of the step before, or where the row starts."""
-
-    def shift(x: Array, first: Array) -> Array:
-        parts = (x[1:], first[None]) if reverse else (first[None], x[:-1])
-        return jnp.concatenate(parts)
-
-    before = shift(y, start)
-    if valid is None:
-        return before
-    return jnp.where(shift(valid, jnp.ones_like(valid[0]))[..., None], before, start[None])
 
 
 _scan.defvjp(_forward, _backward)

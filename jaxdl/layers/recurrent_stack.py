@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdl.keys import derive
 from jaxdl.layers.dropout import Dropout
+from jaxdl.layers.product import product
 from jaxdl.layers.recurrent import CellCarry, CellName, CellParams, find_cell, initial_carry
 from jaxdl.layers.recurrent_cudnn import cudnn_lstm, cudnn_serves
 from jaxdl.layers.recurrent_scan import scan_layer
@@ -69,11 +70,18 @@ class RecurrentLayer(nn.Module):
         carry: CellCarry | None = None,
         *,
         lengths: Int[Array, " b"] | None = None,
+        embedding: Float[Array, "d e"] | None = None,
     ) -> tuple[Float[Array, "b t h"], CellCarry]:
-        """Returns the outputs and the last carry; see `scan_layer` for lengths and errors."""
-        params = self._params(x.shape[-1])
-        x, *leaves = promote_dtype(x, *params.values(), dtype=self.dtype)
+        """Returns the outputs and the last carry; see `scan_layer` for lengths and errors.
+
+        With an embedding it reads x @ embedding, of which it never computes the product: it
+        multiplies the embedding by its input kernel first, once for all times.
+        """
+        params = self._params(x.shape[-1] if embedding is None else embedding.shape[-1])
+        x, embedding, *leaves = promote_dtype(x, embedding, *params.values(), dtype=self.dtype)
         params = dict(zip(params, leaves, strict=True))
+        if embedding is not None:
+            params["input_kernel"] = product(embedding, params["input_kernel"])
         if carry is None:
             carry = initial_carry(self.cell, x.shape[0], self.width)
         start: Any = jax.tree.map(lambda leaf: leaf.astype(x.dtype), carry)
@@ -129,11 +137,14 @@ class Recurrent(nn.Module):
         carry: StackCarry | None = None,
         *,
         lengths: Int[Array, " b"] | None = None,
+        embedding: Float[Array, "d e"] | None = None,
         train: bool,
     ) -> tuple[Float[Array, "b t o"], StackCarry]:
         """Returns the last layer's outputs and all layers' last carries.
 
-        See `scan_layer` for `lengths` and errors; ValueError too for a carry of another depth.
+        See `scan_layer` for `lengths` and errors; ValueError too for a carry of another depth. With
+        an embedding the first layer reads x @ embedding: for x of few symbols, one-hot, that is a
+        fraction of the work of looking them up first.
         While training it draws from the rng "dropout".
         """
         if carry is None:
@@ -145,7 +156,8 @@ class Recurrent(nn.Module):
             if i > 1:
                 shared = (1,) if self.variational else ()
                 x = Dropout(self.dropout, shared, name=f"dropout{i - 1}")(x, train=train)
-            x, end = self._layer(f"layer{i}", x, start, lengths)
+            x, end = self._layer(f"layer{i}", x, start, lengths=lengths, embedding=embedding)
+            embedding = None
             last.append(end)
         return x, tuple(last)
 
@@ -156,7 +168,7 @@ class Recurrent(nn.Module):
         one = initial_carry(self.cell, b, self.width, dtype)
         return ((one, one) if self.bidirectional else one,) * self.layers
 
-    def _layer(self, name: str, x: Array, carry: Any, lengths: Array | None) -> tuple[Array, Any]:
+    def _layer(self, name: str, x: Array, carry: Any, **given: Array | None) -> tuple[Array, Any]:
         make = partial(
             RecurrentLayer,
             self.cell,
@@ -167,8 +179,8 @@ class Recurrent(nn.Module):
             param_dtype=self.param_dtype,
         )
         if not self.bidirectional:
-            return make(name=name)(x, carry, lengths=lengths)
-        forward, forward_end = make(name=name)(x, carry[0], lengths=lengths)
+            return make(name=name)(x, carry, **given)
+        forward, forward_end = make(name=name)(x, carry[0], **given)
         backward = make(name=f"{name}_reverse", reverse=True)
-        y, backward_end = backward(x, carry[1], lengths=lengths)
+        y, backward_end = backward(x, carry[1], **given)
         return jnp.concatenate([forward, y], axis=-1), (forward_end, backward_end)

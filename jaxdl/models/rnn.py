@@ -50,8 +50,9 @@ class RecurrentLM(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         embed = nn.Embed(self.vocabulary, self.width, name="embed", **dtypes)
         drop = Dropout(self.dropout, (1,) if self.variational else ())
+        x, embedding = _embed(embed, drop, tokens, train=train)
         stack = _stack(self, bidirectional=False)
-        x, carry = stack(drop(embed(tokens), train=train), carry, lengths=lengths, train=train)
+        x, carry = stack(x, carry, lengths=lengths, embedding=embedding, train=train)
         x = drop(x, train=train)
         if not self.tied:
             logits = nn.Dense(self.vocabulary, name="output", **dtypes)(x)
@@ -121,9 +122,11 @@ class SequenceReader(nn.Module):
     ) -> tuple[Float[Array, "b t d"], StackCarry]:
         """Returns the last layer's outputs, of both directions, and all last carries."""
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = nn.Embed(self.vocabulary, self.width, name="embed", **dtypes)(tokens)
-        x = Dropout(self.dropout, (1,) if self.variational else ())(x, train=train)
-        return _stack(self, bidirectional=True)(x, lengths=lengths, train=train)
+        embed = nn.Embed(self.vocabulary, self.width, name="embed", **dtypes)
+        drop = Dropout(self.dropout, (1,) if self.variational else ())
+        x, embedding = _embed(embed, drop, tokens, train=train)
+        stack = _stack(self, bidirectional=True)
+        return stack(x, lengths=lengths, embedding=embedding, train=train)
 
     def classify(self, x: Float[Array, "*b d"], *, train: bool) -> Float[Array, "*b v"]:
         """Computes the logits of the classes, float32."""
@@ -162,6 +165,23 @@ class SequenceClassifier(SequenceReader):
         _, carry = self.read(tokens, lengths, train=train)
         last = [hidden(direction) for direction in carry[-1]]
         return self.classify(jnp.concatenate(last, axis=-1), train=train)
+
+
+def _embed(
+    embed: nn.Embed, drop: Dropout, tokens: Int[Array, "b t"], *, train: bool
+) -> tuple[Float[Array, "b t d"], Float[Array, "d e"] | None]:
+    """Looks the embeddings up; or returns one-hot tokens, and what they are to be multiplied by.
+
+    The latter is for symbols that are few, and where nothing is dropped of their embeddings; a
+    token that there is not is all NaN either way.
+    """
+    v = embed.num_embeddings
+    if (train and drop.rate) or v > min(embed.features, tokens.size):
+        return drop(embed(tokens), train=train), None
+    known = (tokens >= 0) & (tokens < v)
+    chosen = tokens[..., None] == jnp.arange(v)[None, None]
+    table = embed.embedding
+    return jnp.where(known[..., None], chosen, jnp.nan).astype(table.dtype), table
 
 
 def _stack(model: RecurrentLM | SequenceReader, *, bidirectional: bool) -> Recurrent:

@@ -161,6 +161,21 @@ def make_stack(cell="lstm", **options):
     return model, params
 
 
+@pytest.mark.parametrize("options", [{}, {"normalise": True}])
+def test_an_embedding_is_multiplied_by_the_kernel_instead_of_by_the_input(options):
+    model, params = make_stack(**options)
+    x, embedding, weight = random(B, T, 3), random(3, D, seed=7), random(B, T, 2 * H, seed=8)
+
+    def of(read):
+        def total(*inputs):
+            return (read(*inputs) * weight).sum()
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(params, x, embedding)
+
+    apply = lambda p, x, **more: model.apply({"params": p}, x, train=False, **more)[0]  # noqa: E731
+    close(of(lambda p, x, e: apply(p, x, embedding=e)), of(lambda p, x, e: apply(p, x @ e)), 1e-5)
+
+
 @pytest.mark.parametrize(("cell", "options"), [("gru", {}), ("lstm", {"chunk": 2})])
 def test_padding_changes_nothing_be_it_nan(cell, options):
     model, params = make_stack(cell, **options)

@@ -42,6 +42,29 @@ def test_one_token_at_a_time_gives_what_the_sequence_gives(options):
     assert logits.shape == (B, T, V)
 
 
+def test_few_symbols_are_not_looked_up_and_nothing_changes():
+    """With as many units as symbols, and with one unit less: the latter are looked up."""
+    tokens = TOKENS.at[0, 0].set(V)  # which there is not
+
+    def run(width, dropout, tokens):
+        model = RecurrentLM(V, width=width, layers=1, dropout=dropout)
+        params = init(model, tokens)["params"]
+        rngs = {"dropout": jax.random.key(0)}
+
+        def loss(params):
+            logits, _ = model.apply({"params": params}, tokens, train=True, rngs=rngs)
+            return softmax_cross_entropy(logits[:, :-1], TOKENS[:, 1:]).mean(), logits
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    # Dropping next to nothing drops nothing, but looks up.
+    (few, looked_up) = (run(V, rate, TOKENS) for rate in (0, 2**-16))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), few, looked_up)
+    for width in (V, V - 1):
+        (_, logits), _ = run(width, 0, tokens)
+        assert np.isnan(logits).any(-1).tolist() == [[True] * T, [False] * T, [False] * T]
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_a_ragged_batch_is_read_at_once_as_token_by_token(cell):
     model = RecurrentLM(V, width=W, cell=cell)
