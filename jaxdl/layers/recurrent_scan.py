@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdl.layers.product import column_sums, kernel_gradient, product
+from jaxdl.layers.product import column_sums, kernel_gradient
 from jaxdl.layers.recurrent import (
     Cell,
     CellCarry,
@@ -113,8 +113,7 @@ def _span(cell, reverse, params, carry, steps, valid) -> tuple[CellCarry, Array]
     """Runs over steps [t b d] at once; a normalised cell leaves its gradient to JAX."""
     kind = find_cell(cell)
     if "recurrent_scale" not in params:
-        weights = [params[name] for name in ("recurrent_kernel", "recurrent_bias", "input_bias")]
-        return _scan(kind, reverse, weights, carry, product(steps, params["input_kernel"]), valid)
+        return _scan(kind, reverse, params, carry, steps, valid)
 
     def body(carry, x):
         u, valid = x
@@ -135,38 +134,42 @@ def _masked(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan(kind: Cell, reverse: bool, weights, carry, u, valid) -> tuple[CellCarry, Array]:
-    (carry, y), _ = _forward(kind, reverse, weights, carry, u, valid)
+def _scan(kind: Cell, reverse: bool, params, carry, x, valid) -> tuple[CellCarry, Array]:
+    (carry, y), _ = _forward(kind, reverse, params, carry, x, valid)
     return carry, y
 
 
-def _forward(kind: Cell, reverse: bool, weights, carry, u, valid):
+def _forward(kind: Cell, reverse: bool, params, carry, x, valid):
     """Runs forward, keeping the gates of each step and the carry before it.
 
     Both biases are added within a step: before the scan it takes one more pass over all of u.
     Since the gates are kept, XLA on CPU computes each in a loop of its own, which it vectorises;
     what is used but once it would put into one long loop that it does not.
     """
-    kernel, bias, input_bias = weights
+    kernel, bias = params["recurrent_kernel"], params["recurrent_bias"]
 
-    def body(carry, x):
-        u, valid = x
-        a = kind.join(u + input_bias[None], hidden(carry) @ kernel + bias[None])
+    def body(carry, step):
+        u, valid = step
+        a = kind.join(u + params["input_bias"][None], hidden(carry) @ kernel + bias[None])
         gates = kind.activate(a)
         after, y = _masked(kind, carry, gates, valid)
         return after, (y, carry, gates)
 
+    u = x @ params["input_kernel"]
     last, (y, before, gates) = lax.scan(body, carry, (u, valid), reverse=reverse)
-    return (last, y), (kernel, before, gates, valid)
+    return (last, y), (params["input_kernel"], kernel, x, before, gates, valid)
 
 
 def _backward(kind: Cell, reverse: bool, saved, gradient):
-    """Runs backward; of a step only what follows the gates is computed again."""
-    kernel, before, gates, valid = saved
+    """Runs backward; of a step only what follows the gates is computed again.
+
+    Where both kernels have the same gradient behind them, one product serves both.
+    """
+    input_kernel, kernel, x, before, gates, valid = saved
     dcarry, dy = gradient
 
-    def body(dcarry, x):
-        before, gates, valid, dy = x
+    def body(dcarry, step):
+        before, gates, valid, dy = step
         take = lambda carry, gates: _masked(kind, carry, gates, valid)  # noqa: E731
         dcarry, dgates = jax.vjp(take, before, gates)[1]((dcarry, dy))
         da = kind.pull_back(gates, dgates)
@@ -175,8 +178,19 @@ def _backward(kind: Cell, reverse: bool, saved, gradient):
 
     dcarry, da = lax.scan(body, dcarry, (before, gates, valid, dy), reverse=not reverse)
     du, dr = kind.split(da)
-    dweights = [kernel_gradient(hidden(before), dr), column_sums(dr), column_sums(du)]
-    return dweights, dcarry, du, None
+    h = hidden(before)
+    if du is dr:
+        kernels = kernel_gradient(jnp.concatenate([x, h], axis=-1), da)
+        dinput_kernel, dkernel = jnp.split(kernels, [x.shape[-1]])
+    else:
+        dinput_kernel, dkernel = kernel_gradient(x, du), kernel_gradient(h, dr)
+    dparams = {
+        "input_kernel": dinput_kernel,
+        "recurrent_kernel": dkernel,
+        "input_bias": column_sums(du),
+        "recurrent_bias": column_sums(dr),
+    }
+    return dparams, dcarry, du @ input_kernel.T, None
 
 
 _scan.defvjp(_forward, _backward)
