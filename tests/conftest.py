@@ -4,16 +4,21 @@ It has to be settled before JAX starts and before jaxdl is imported, so most of 
 import. Subprocesses inherit the environment.
 """
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 from jaxtyping import config as annotations
 from jaxtyping import install_import_hook
+from threadpoolctl import threadpool_limits
 
 import tests.annotations  # noqa: F401  (the hook asks for it by name)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# The processes of the suite share the cores: threads that wait for one another would spin there.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 devices = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
 # Tests that start a run share what it compiles, and leave the user's own cache alone.
@@ -51,6 +56,13 @@ def pytest_xdist_auto_num_workers() -> int:
         os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     )
     return 1 + len(here)
+
+
+def pytest_collection_finish() -> None:
+    """Has what is imported, and the many small objects of tracing, looked through less often."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
+    threadpool_limits(1)  # of what pytest's plugins have imported before the variables were set
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float, Int
+from threadpoolctl import threadpool_limits
 
 from jaxdl.data import Source
 from jaxdl.run.generator import Generator, Given, Sampling
@@ -135,6 +136,13 @@ def frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Dowson and Landau 1982), which depends on the
     number of vectors: small sets are far from everything.
     """
+    # On one core: elsewhere the threads of eigh wait for one another at every column, and where
+    # they share the cores with others that takes seconds for each tenth of one.
+    with threadpool_limits(1):
+        return _frechet(a, b)
+
+
+def _frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     of_a, of_b = (np.atleast_2d(np.cov(x, rowvar=False, ddof=0)) for x in (a, b))
     values, vectors = np.linalg.eigh(of_a)

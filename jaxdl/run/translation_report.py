@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, Int
 
 from jaxdl.data.pair_pipeline import BEGIN, END
 from jaxdl.data.pairs import Pair
+from jaxdl.models import EncoderDecoder
 from jaxdl.run.attention_maps import draw_map, save
 from jaxdl.run.progress import say
 from jaxdl.run.report import new_figure
 from jaxdl.run.translation import Interpreter
+from jaxdl.types import Params
 
 
 def report_translations(
@@ -67,12 +70,21 @@ def attention_map(
     model, params, tokenizer, _ = interpreter
     begin, end = tokenizer.specials[BEGIN], tokenizer.specials[END]
     heard, said = (tokenizer.encode(text).tolist() for text in (source, target))
-    inputs = jnp.array([[*heard, end]]), jnp.array([[begin, *said]])
+    padded = (np.pad(side, (0, -len(side) % 32)) for side in ([*heard, end], [begin, *said]))
+    weights = np.asarray(_weights(model, params, *padded))
+    pieces = [[*(tokenizer.decode([token]) for token in side), END] for side in (heard, said)]
+    return pieces[0], pieces[1], weights[: len(said) + 1, : len(heard) + 1]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _weights(
+    model: EncoderDecoder, params: Params, source: Int[Array, " s"], target: Int[Array, " t"]
+) -> Float[Array, "t s"]:
+    inputs = source[None], target[None]
     _, sown = model.apply({"params": params}, *inputs, train=False, mutable=["intermediates"])
     last = sown["intermediates"]["decoder"][f"blocks_{model.layers - 1}"]
     (weights,) = last["cross"]["weights"]
-    pieces = [[*(tokenizer.decode([token]) for token in side), END] for side in (heard, said)]
-    return pieces[0], pieces[1], np.asarray(weights[0]).mean(0)
+    return weights[0].mean(0)
 
 
 def draw_attention(interpreter: Interpreter, pairs: Sequence[Pair], path: Path) -> None:

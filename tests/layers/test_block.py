@@ -47,7 +47,14 @@ def params_of(model, key=0):
     return jax.jit(partial(model.init, method=both))(jax.random.key(key), X, SOURCE)["params"]
 
 
-@pytest.mark.parametrize("block", [{}, {"post_norm": True}, MODERN], ids=["pre", "post", "modern"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(MODERN, id="modern"),
+        pytest.param({}, id="pre", marks=pytest.mark.slow),
+        pytest.param({"post_norm": True}, id="post", marks=pytest.mark.slow),
+    ],
+)
 def test_scan_is_the_loop_and_remat_changes_nothing(block):
     scanned = stack(scan=True, block=block)
     stacked = params_of(scanned)
@@ -55,17 +62,27 @@ def test_scan_is_the_loop_and_remat_changes_nothing(block):
     assert not np.array_equal(*(b["mlp"]["up"]["kernel"] for b in blocks[:2]))
     looped = {"norm": stacked["norm"], **{f"blocks_{i}": b for i, b in enumerate(blocks)}}
     value, (of_params, *of_inputs) = total(stack(block=block))(looped, X, SOURCE)
-    for model in (scanned, stack(scan=True, remat=True, block=block)):
-        same, (of_stacked, *rest) = total(model)(stacked, X, SOURCE)
-        taken = unstack(of_stacked["blocks"], L)
-        ours = {"norm": of_stacked["norm"], **{f"blocks_{i}": b for i, b in enumerate(taken)}}
-        for a, b in zip(*map(jax.tree.leaves, ((same, ours, rest), (value, of_params, of_inputs))),
-                        strict=True):  # fmt: skip
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    again = total(stack(remat=True, block=block))(looped, X, SOURCE)
+    same, (of_stacked, *rest) = total(scanned.clone(remat=True))(stacked, X, SOURCE)
+    taken = unstack(of_stacked["blocks"], L)
+    ours = {"norm": of_stacked["norm"], **{f"blocks_{i}": b for i, b in enumerate(taken)}}
+    for a, b in zip(*map(jax.tree.leaves, ((same, ours, rest), (value, of_params, of_inputs))),
+                    strict=True):  # fmt: skip
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_scan_without_remat_and_a_loop_with_it_have_the_same_gradient():
+    scanned = stack(scan=True)
+    stacked = params_of(scanned)
+    blocks = unstack(stacked["blocks"], L)
+    looped = {"norm": stacked["norm"], **{f"blocks_{i}": b for i, b in enumerate(blocks)}}
+    value, (of_stacked, *rest) = total(scanned)(stacked, X, SOURCE)
+    same, (of_looped, *others) = total(stack(remat=True))(looped, X, SOURCE)
+    taken = unstack(of_stacked["blocks"], L)
+    ours = {"norm": of_stacked["norm"], **{f"blocks_{i}": b for i, b in enumerate(taken)}}
     jax.tree.map(
         partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-        again, (value, (of_params, *of_inputs)),
+        (value, ours, rest), (same, of_looped, others),
     )  # fmt: skip
 
 
@@ -74,7 +91,8 @@ def test_remat_keeps_less_and_a_scan_compiles_one_block():
 
     def temporaries(**options):
         model = Stack(4, partial(Block, D, 2, 32), **options)
-        params = model.init(jax.random.key(0), long, causal(64), train=False)
+        init = lambda: model.init(jax.random.key(0), long, causal(64), train=False)  # noqa: E731
+        params = jax.eval_shape(init)
         run = lambda p: (model.apply(p, long, causal(64), train=True)[0] ** 2).sum()  # noqa: E731
         compiled = jax.jit(jax.grad(run)).lower(params).compile()
         return compiled.memory_analysis().temp_size_in_bytes, len(compiled.as_text())
@@ -86,14 +104,15 @@ def test_remat_keeps_less_and_a_scan_compiles_one_block():
 
 def test_a_post_normalised_block_is_as_the_paper_writes_it():
     block = Block(D, 2, 12, post_norm=True)
-    params = block.init(jax.random.key(0), X, causal(T), train=False)["params"]
-    y, _ = block.apply({"params": params}, X, causal(T), train=False)
+    start = lambda: block.init_with_output(jax.random.key(0), X, causal(T), train=False)  # noqa: E731
+    (y, _), variables = jax.jit(start)()
 
     def parts(block, x):
         x = block.attention_norm(x + block.attention(x, block.attention.remember(x), causal(T)))
         return block.mlp_norm(x + block.mlp(x))
 
-    np.testing.assert_allclose(y, block.apply({"params": params}, X, method=parts), atol=1e-6)
+    apart = jax.jit(lambda variables: block.apply(variables, X, method=parts))(variables)
+    np.testing.assert_allclose(y, apart, atol=1e-6)
     np.testing.assert_allclose(np.asarray(y).mean(-1), 0, atol=1e-5)
 
 

@@ -27,7 +27,11 @@ def fill(model, scale=0.3):
     return jax.tree.map(draw, shapes)
 
 
-@pytest.fixture(scope="module", params=["gpt2", "modern", "grouped"])
+SLOW = [pytest.param(style, marks=pytest.mark.slow) for style in ("modern", "grouped")]
+MANY_PROGRAMS = pytest.mark.parametrize("network", ["gpt2", *SLOW], indirect=True)
+
+
+@pytest.fixture(scope="module", params=["gpt2", "grouped", SLOW[0]])
 def network(request):
     grouped = request.param == "grouped"
     model = make("modern", kv_heads=2) if grouped else make(request.param)
@@ -63,6 +67,7 @@ def test_reading_at_once_is_what_prefill_does_token_by_token(network):
     np.testing.assert_allclose(*after, rtol=1e-4, atol=1e-5)
 
 
+@MANY_PROGRAMS
 def test_a_text_longer_than_the_limit_is_read_from_its_last_tokens(network):
     model, params, forward = network
     text = np.random.default_rng(1).integers(1, V, (B, 23), np.int32)
@@ -109,6 +114,7 @@ def test_a_packed_row_gives_what_its_texts_give_alone(network):
             np.testing.assert_allclose(packed[row][here], alone, rtol=1e-4, atol=1e-5)
 
 
+@MANY_PROGRAMS
 def test_a_ragged_batch_writes_what_its_rows_write_alone(network):
     model, params, _ = network
     prompts = [np.arange(1, 4), np.arange(5, 11), np.array([2])]

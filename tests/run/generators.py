@@ -17,18 +17,23 @@ class Pixels(InceptionFeatures):
         return images.reshape(len(images), -1)
 
 
-def load_at_random(run, kind):
-    """Reads a run's generator, its parameters drawn anew.
+def at_random(shapes):
+    """Draws parameters of such shapes.
 
-    What starts at zero, and two steps of training leave near it, would hide what is before it.
+    What starts at zero, and a few steps of training leave near it, would hide what is before it.
     """
-    trained, _ = load_generator(run, kind)
     rng = np.random.default_rng(0)
 
     def draw(p):
         return (rng.normal(size=p.shape) * np.prod(p.shape[:-1], dtype=float) ** -0.5).astype("f4")
 
-    return dataclasses.replace(trained, params=jax.tree.map(draw, trained.params))
+    return jax.tree.map(draw, shapes)
+
+
+def load_at_random(run, kind):
+    """Reads a run's generator, its parameters drawn anew."""
+    trained, _ = load_generator(run, kind)
+    return dataclasses.replace(trained, params=at_random(trained.params))
 
 
 def read_picture(path):

@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,7 +15,15 @@ import experiments.image_classification as experiment
 from jaxdl.data import ArraySource, ImageDataset, digits
 from jaxdl.run.cli import plain
 from jaxdl.run.workdir import Workdir
+from tests.run.killed import draw_nothing
 from tests.run.tiny_run import QUICK, ROOT, TINY, main, refused, saved_steps, snapshot
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_figures():
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -158,12 +167,13 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
 
 
 def test_overwrite_starts_anew_and_a_mistake_beside_it_deletes_nothing(run, tmp_path, capsys):
-    main(*QUICK, "--seed", 1, "--workdir", tmp_path)
-    before = snapshot(tmp_path)
-    refused(capsys, *QUICK, "--overwrite", "--mesh", "data=3", "--workdir", tmp_path)
-    assert snapshot(tmp_path) == before
-    main(*QUICK, "--overwrite", "--workdir", tmp_path)
-    assert Workdir(tmp_path).report()["test"] == Workdir(run).report()["test"]
+    folder = shutil.copytree(run, tmp_path / "run")
+    before, test = snapshot(folder), Workdir(run).report()["test"]
+    refused(capsys, *QUICK, "--overwrite", "--mesh", "data=3", "--workdir", folder)
+    assert snapshot(folder) == before
+    main(*QUICK, "--overwrite", "--seed", 1, "--workdir", folder)
+    assert Workdir(folder).report()["test"] != test
+    assert len(Workdir(folder).history()) == len(Workdir(run).history())
 
 
 def test_evaluate_gives_the_numbers_of_the_report_and_changes_no_record(run, capsys):
@@ -177,6 +187,7 @@ def test_evaluate_gives_the_numbers_of_the_report_and_changes_no_record(run, cap
     assert ([path.read_bytes() for path in kept], snapshot(run / "checkpoints")) == before
 
 
+@pytest.mark.slow
 def test_evaluate_takes_an_earlier_checkpoint_and_other_devices(tmp_path, capsys):
     main(*TINY, "--epochs", 0.6, "--save-minutes", 9, "--workdir", tmp_path)
     first, last = saved_steps(tmp_path)

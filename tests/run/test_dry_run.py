@@ -51,6 +51,7 @@ def test_a_mesh_larger_than_the_machine_is_compiled_and_no_folder_is_made(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_by_the_child_as_by_any_run(tmp_path, capfd):
     with pytest.raises(SystemExit) as leaving:
         main(*QUICK, "--dry-run", "--mesh", "data=24", "--workdir", tmp_path / "run")

@@ -120,6 +120,7 @@ def assert_same_numbers(a, b):
     assert np.sum(x["confusion_matrix"]) == 359  # every example once, over all processes
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_numbers_of_one(two, alone):
     assert_same_numbers(two, alone)
 

@@ -35,6 +35,7 @@ def assert_equal_runs(a, b):
     assert Workdir(a).report()["test"] == pytest.approx(Workdir(b).report()["test"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_on_one_mesh_goes_on_on_another(alone, tmp_path, monkeypatch):
     """With dropout and augmentation, whose draws do not know of the devices."""
     interval = Log.interval

@@ -21,7 +21,7 @@ from jaxdl.run.generator import Sampling, load_generator
 from jaxdl.run.log import Log
 from jaxdl.run.pictures import GAP
 from jaxdl.run.text_to_image import read_prompts
-from tests.run.generators import load_at_random, read_picture
+from tests.run.generators import at_random, read_picture
 
 TINY = (
     "--width", "8", "--multipliers", "1", "--attention", "True", "--heads", "2", "--patch", "4",
@@ -43,6 +43,29 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def data():
+    return digit_scenes(digits(), side=8, count=16, test=1)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, data):
+    """What a run exports, of a network that was never trained."""
+    folder = tmp_path_factory.mktemp("exported")
+    config = dataclasses.replace(
+        PRESETS["digits"], width=8, multipliers=(1,), attention=(True,), heads=2, patch=4,
+        text_width=8, text_layers=1,
+    )  # fmt: skip
+    model = make_model(config, data.tokenizer.size)
+    inputs = jnp.zeros((1, *config.input_shape)), jnp.zeros(1), jnp.ones((1, 8), jnp.int32)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, train=False))["params"]
+    about = {**config.about, "length": data.train.length}
+    save_model(folder / "model", model, at_random(shapes), about=about)
+    data.tokenizer.save(folder / "model")
+    return folder
+
+
+@pytest.mark.slow
 def test_a_run_reports_unseen_and_seen_and_what_real_pictures_get(run):
     report = json.loads((run / "report.json").read_text())
     assert report["dataset"] == "scenes of digits"
@@ -65,6 +88,7 @@ def test_a_run_reports_unseen_and_seen_and_what_real_pictures_get(run):
     assert (run / "samples" / f"{report['steps']}.png").is_file()
 
 
+@pytest.mark.slow
 def test_evaluate_finds_the_same_numbers(run, capsys):
     main("evaluate", "--workdir", run)
     told = capsys.readouterr().out
@@ -73,11 +97,11 @@ def test_evaluate_finds_the_same_numbers(run, capsys):
     assert f"test real_digit_accuracy {test['real_digit_accuracy']:.4f}" in told
 
 
-def test_the_verb_sample_draws_a_row_a_prompt_the_same_for_a_seed(run, tmp_path, capsys):
+def test_the_verb_sample_draws_a_row_a_prompt_the_same_for_a_seed(exported, tmp_path, capsys):
     sheets = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         out = tmp_path / f"{name}.png"
-        main("sample", "--workdir", run, "--prompt", PROMPT, "", "--count", 3, "--steps", 2,
+        main("sample", "--workdir", exported, "--prompt", PROMPT, "", "--count", 3, "--steps", 2,
              "--sampler", "ddim", "--seed", seed, "--out", out)  # fmt: skip
         sheets.append(read_picture(out))
     assert sheets[0].shape == (2 * (64 + GAP) + GAP, 3 * (96 + GAP) + GAP, 3)
@@ -87,12 +111,11 @@ def test_the_verb_sample_draws_a_row_a_prompt_the_same_for_a_seed(run, tmp_path,
 
 
 @pytest.fixture(scope="module")
-def generator(run):
-    return load_at_random(run, TextToImage)
+def generator(exported):
+    return load_generator(exported, TextToImage)[0]
 
 
-def test_guidance_of_0_forgets_the_prompt_and_of_1_is_none(generator):
-    data = digit_scenes(digits(), side=8, count=1, test=1)
+def test_guidance_of_0_forgets_the_prompt_and_of_1_is_none(generator, data):
     texts = (PROMPT, "a green four"), ("a cyan one", "")
     tokens, others = (read_prompts(data.tokenizer, two, 16) for two in texts)
     how = Sampling("ddpm", 3)
@@ -108,18 +131,24 @@ def test_guidance_of_0_forgets_the_prompt_and_of_1_is_none(generator):
     np.testing.assert_allclose(alone, free, atol=1e-3)  # there is no text to guide by
 
 
-def test_texts_are_withheld_in_training_alone(generator):
+class Listener(TextToImage):
+    """Paints by the sum of the tokens; it has no parameters."""
+
+    def __call__(self, x, time, tokens, *, train):
+        return x * (1 + 0.1 * tokens.sum(1).astype(x.dtype)[:, None, None, None])
+
+
+def test_texts_are_withheld_in_training_alone(data):
     config = dataclasses.replace(PRESETS["digits"], dropout=0.0)
-    data = digit_scenes(digits(), side=8, count=16, test=1)
     rows = [data.train[i] for i in range(16)]
     batch = {name: jnp.asarray(np.stack([row[name] for row in rows])) for name in rows[0]}
     mute = {**batch, "tokens": jnp.zeros_like(batch["tokens"])}
-    params = jax.tree.map(jnp.asarray, generator.params)
+    model = Listener(channels=3, vocabulary=data.tokenizer.size)
 
     @partial(jax.jit, static_argnames=("share", "train"))
     def mean(batch, share, *, train):
-        loss = make_loss(config, generator.model, "tokens", withheld=share)
-        return loss(params, {}, batch, jax.random.key(0), train=train)[0]
+        loss = make_loss(config, model, "tokens", withheld=share)
+        return loss({}, {}, batch, jax.random.key(0), train=train)[0]
 
     def errors(batch, share, train):
         return float(mean(batch, share, train=train).compute())
@@ -133,8 +162,8 @@ def test_texts_are_withheld_in_training_alone(generator):
     assert abs(half - untold) > 1e-6 * told
 
 
-def test_an_unknown_word_is_told_with_the_nearest():
-    tokenizer = digit_scenes(digits(), side=8, count=1, test=1).tokenizer
+def test_an_unknown_word_is_told_with_the_nearest(data):
+    tokenizer = data.tokenizer
     with pytest.raises(UserError, match=r"unknown word, 'sevn': did you mean seven\?"):
         read_prompts(tokenizer, [PROMPT, "a red sevn"], 16)
     with pytest.raises(UserError, match=r"unknown word, 'xx'; there are .*magenta"):
@@ -152,20 +181,20 @@ def test_an_unknown_word_is_told_with_the_nearest():
         ((), "--prompt"),
     ],
 )
-def test_mistakes_in_a_prompt_are_told_in_one_line(run, capsys, arguments, told):
+def test_mistakes_in_a_prompt_are_told_in_one_line(exported, capsys, arguments, told):
     with pytest.raises(SystemExit, match="2"):
-        main("sample", "--workdir", run, *arguments)
+        main("sample", "--workdir", exported, *arguments)
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
 
 
-def test_a_run_of_another_kind_is_refused(run):
+def test_a_run_of_another_kind_is_refused(exported):
     with pytest.raises(UserError, match="holds no generator of images of this kind"):
-        load_generator(run, UNet)
+        load_generator(exported, UNet)
 
 
-def test_parameters_of_another_network_are_told(run, tmp_path):
-    model, params, _, about = load_model(run / "model")
+def test_parameters_of_another_network_are_told(exported, tmp_path):
+    model, params, _, about = load_model(exported / "model")
     unet = {name: value for name, value in params["unet"].items() if name != "stem"}
     save_model(tmp_path / "model", model, {**params, "unet": unet}, about=about)
     with pytest.raises(

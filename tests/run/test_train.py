@@ -105,7 +105,9 @@ def test_a_run_killed_while_it_writes_a_checkpoint_loses_only_that_one(tmp_path,
     [
         ("plain", signal.SIGTERM, 143, {"step": 14}),
         ("plain", signal.SIGINT, 130, {"evaluation": 4}),
-        ("accum and ema", signal.SIGTERM, 143, {"evaluation": 1}),
+        pytest.param(
+            "accum and ema", signal.SIGTERM, 143, {"evaluation": 1}, marks=pytest.mark.slow
+        ),
         pytest.param("scan", signal.SIGTERM, 143, {"step": 7}, marks=pytest.mark.slow),
     ],
 )

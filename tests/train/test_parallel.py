@@ -19,14 +19,18 @@ from jaxdl.train.sharding import Placement
 from tests.train.families import CLASSES, STEPS, trained
 from tests.train.tiny import assert_close
 
-MESHES = [
-    *((("data", n),) for n in (2, 4, 8)),
-    *((("fsdp", n),) for n in (2, 4, 8)),
-    (("data", 2), ("fsdp", 2)),
-    (("data", 4), ("fsdp", 2)),
-    (("data", 2), ("fsdp", 4)),
-]
 EIGHT, SPLIT = (("data", 8),), (("data", 2), ("fsdp", 4))
+MESHES = [EIGHT, (("fsdp", 8),), (("data", 4), ("fsdp", 2))]
+OTHERS = [
+    *((("data", n),) for n in (2, 4)),
+    *((("fsdp", n),) for n in (2, 4)),
+    (("data", 2), ("fsdp", 2)),
+    SPLIT,
+]
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def assert_equal(many, one):
@@ -41,14 +45,14 @@ def assert_equal(many, one):
     assert many.test == pytest.approx(one.test, rel=1e-5)
 
 
-def test_training_moves_what_is_compared():
+@pytest.mark.parametrize("family", ["tiny", slow("cnn"), slow("residual"), "batch", "tokens"])
+def test_training_moves_what_is_compared(family):
     """Else equality would be that of initialisations."""
-    for family in ("tiny", "cnn", "residual", "batch", "tokens"):
-        losses = trained(family).losses
-        assert np.ptp(losses) > 0.05 * losses.mean()
+    losses = trained(family).losses
+    assert np.ptp(losses) > 0.05 * losses.mean()
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("mesh", [*MESHES, *map(slow, OTHERS)], ids=str)
 def test_every_mesh_trains_as_one_device_does_with_dropout(mesh):
     assert_equal(trained("tiny", mesh), trained("tiny"))
 
@@ -56,9 +60,9 @@ def test_every_mesh_trains_as_one_device_does_with_dropout(mesh):
 @pytest.mark.parametrize(
     ("family", "mesh"),
     [
-        ("cnn", EIGHT),  # its augmentation and dropout draw
-        ("cnn", SPLIT),
-        ("residual", SPLIT),
+        slow("cnn", EIGHT),  # its augmentation and dropout draw
+        slow("cnn", SPLIT),
+        slow("residual", SPLIT),
         ("batch", EIGHT),
         ("tokens", EIGHT),
         ("tokens", SPLIT),
@@ -83,8 +87,8 @@ def test_tensor_parallel_blocks_train_as_on_one_device():
         ("batch", 4, "pmap", {}),
         ("batch", 4, "shard_map", {}),
         ("tokens", 8, "pmap", {"chunk": 5}),
-        ("tokens", 2, "shard_map", {"accum": 4}),
-        ("residual", 8, "shard_map", {"chunk": 5}),
+        slow("tokens", 2, "shard_map", {"accum": 4}),
+        slow("residual", 8, "shard_map", {"chunk": 5}),
     ],
 )
 def test_pmap_and_shard_map_train_as_jit_does(family, devices, parallel, options):
@@ -96,7 +100,7 @@ def bytes_of(tree):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("family", ["cnn", "tokens"])
+@pytest.mark.parametrize("family", [slow("cnn"), "tokens"])
 def test_data_parallelism_sends_one_gradient_and_nothing_else(family):
     """No activations, no rows of the resident data: one sum, of the gradient and a few numbers."""
     run = trained(family, EIGHT)
@@ -105,7 +109,7 @@ def test_data_parallelism_sends_one_gradient_and_nothing_else(family):
     assert 0 < traffic["all-reduce"].bytes - bytes_of(run.state.params) <= 16
 
 
-@pytest.mark.parametrize("family", ["cnn", "residual", "tokens"])
+@pytest.mark.parametrize("family", [slow("cnn"), slow("residual"), "tokens"])
 def test_fsdp_sends_parameters_and_a_gradient_and_no_activations(family):
     run = trained(family, SPLIT)
     traffic = run.program.collectives
@@ -122,7 +126,7 @@ def test_fsdp_sends_parameters_and_a_gradient_and_no_activations(family):
     assert 0 <= traffic["all-reduce"].bytes - bytes_of(params) <= 4 * numbers
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("optimizer", ["adam", slow("muon")])
 def test_fsdp_on_eight_devices_takes_an_eighth_of_the_state(optimizer):
     """By the compiled program's own account, before anything is put onto a device."""
     model = MLP(CLASSES, widths=(256, 512))

@@ -45,7 +45,7 @@ def test_the_gradient_is_that_of_the_mean_over_counted_rows():
     assert int(after.step) == 1
 
 
-@pytest.mark.parametrize("accum", [2, 4, 16])
+@pytest.mark.parametrize("accum", [pytest.param(2, marks=pytest.mark.slow), 4, 16])
 def test_accumulated_equals_the_full_batch(accum):
     batches = [make_batch(B, seed) for seed in range(3)]
     batches[1]["mask"] = batches[1]["mask"][::-1] & (np.arange(B) % accum != 1)
@@ -104,10 +104,10 @@ def on_the_whole_batch(*, masked):
     [
         (under_pmap, 2, 2, True),
         (under_pmap, 8, 1, True),
-        (under_shard_map, 4, 2, False),
         (under_shard_map, 8, 2, True),
         (under_unchecked_shard_map, 4, 1, True),
-        (under_unchecked_shard_map, 2, 2, False),
+        pytest.param(under_shard_map, 4, 2, False, marks=pytest.mark.slow),
+        pytest.param(under_unchecked_shard_map, 2, 2, False, marks=pytest.mark.slow),
     ],
 )
 def test_a_mapped_axis_equals_jit_on_the_whole_batch(under, devices, accum, masked):
