@@ -16,9 +16,13 @@ from threadpoolctl import threadpool_limits
 import tests.annotations  # noqa: F401  (the hook asks for it by name)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# The processes of the suite share the cores: threads that wait for one another would spin there.
+# Threads that wait for one another spin, for ever so long where others have the cores: each process
+# of the suite has its own, and BLAS keeps to one thread.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    cores, count = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) % len(cores) :: count])
 devices = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
 # Tests that start a run share what it compiles, and leave the user's own cache alone.
@@ -49,13 +53,13 @@ BROADCASTING |= {path.name for path in (Path(__file__).parent / "run").glob("tes
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Has one process more than cores: tests wait for files and for processes of their own."""
+    """Has as many processes as cores."""
     if number := os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
         return int(number)
     here = (
         os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     )
-    return 1 + len(here)
+    return len(here)
 
 
 def pytest_collection_finish() -> None:
