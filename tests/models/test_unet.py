@@ -182,7 +182,7 @@ def test_remat_keeps_less():
     x, time = jnp.zeros((4, 16, 16, 1)), jnp.zeros(4)
 
     def temporaries(remat):
-        net = UNet(1, width=8, multipliers=(1,), blocks=2, attention=(False,), remat=remat)
+        net = UNet(1, width=8, multipliers=(1,), blocks=3, attention=(False,), remat=remat)
         params = jax.eval_shape(lambda: net.init(jax.random.key(0), x, time, train=False))
         run = lambda p: (net.apply(p, x, time, train=True) ** 2).sum()  # noqa: E731
         compiled = jax.jit(jax.grad(run)).lower(params).compile()
