@@ -83,7 +83,7 @@ PRESETS = {
     ),
     "mnist-small": dataclasses.replace(
         DIGITS, dataset="mnist", image_size=28, patch=2, blocks=1, dropout=0.0, batch_size=64,
-        epochs=6, eval_every=0, ema_decay=0.999, guidance=1.5, judge_epochs=5,
+        epochs=12, eval_every=0, ema_decay=0.999, guidance=1.5, judge_epochs=5,
     ),
     "folder": dataclasses.replace(
         DIGITS, dataset="folder", image_size=64, channels=3, width=64, multipliers=(1, 2, 3, 4),

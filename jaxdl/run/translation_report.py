@@ -81,7 +81,7 @@ def _weights(
     model: EncoderDecoder, params: Params, source: Int[Array, " s"], target: Int[Array, " t"]
 ) -> Float[Array, "t s"]:
     inputs = source[None], target[None]
-    _, sown = model.apply({"params": params}, *inputs, train=False, mutable=["intermediates"])
+    sown: Any = model.apply({"params": params}, *inputs, train=False, mutable=["intermediates"])[1]
     last = sown["intermediates"]["decoder"][f"blocks_{model.layers - 1}"]
     (weights,) = last["cross"]["weights"]
     return weights[0].mean(0)
