@@ -1,8 +1,9 @@
 """One recurrent layer in one direction: a scan of the cell, with what can be done at once hoisted.
 
-The input's part of the gates is one product over all times, before the scan. The gradient of the
-recurrent kernel is one product over all times, behind the backward scan; the gradient that JAX
-derives by itself adds up one product a step, reading and writing the whole kernel each time.
+The input's part of the gates is one product over all times, before the scan. The gradient of both
+kernels is one product over all times, behind the backward scan; the gradient of the recurrent one
+that JAX derives by itself adds up one product a step, reading and writing the whole kernel each
+time.
 """
 
 from functools import partial

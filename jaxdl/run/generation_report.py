@@ -130,19 +130,15 @@ def draw_reverse(
     save_film(figures / "reverse.gif", film)
 
 
+# On one core: the threads of eigh wait for one another at every column, in a spin, and where others
+# have the cores that takes seconds instead of a tenth of one.
+@threadpool_limits.wrap(limits=1)
 def frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
     """Computes the Frechet distance of two normal distributions, fitted to two sets of vectors.
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Dowson and Landau 1982), which depends on the
     number of vectors: small sets are far from everything.
     """
-    # On one core: elsewhere the threads of eigh wait for one another at every column, and where
-    # they share the cores with others that takes seconds for each tenth of one.
-    with threadpool_limits(1):
-        return _frechet(a, b)
-
-
-def _frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     of_a, of_b = (np.atleast_2d(np.cov(x, rowvar=False, ddof=0)) for x in (a, b))
     values, vectors = np.linalg.eigh(of_a)

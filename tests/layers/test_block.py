@@ -47,6 +47,16 @@ def params_of(model, key=0):
     return jax.jit(partial(model.init, method=both))(jax.random.key(key), X, SOURCE)["params"]
 
 
+def of_a_loop(stacked):
+    """Takes the parameters of a scan, or their gradient, apart into those of a loop."""
+    blocks = unstack(stacked["blocks"], L)
+    return {"norm": stacked["norm"], **{f"blocks_{i}": b for i, b in enumerate(blocks)}}
+
+
+def assert_close(a, b):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), a, b)
+
+
 @pytest.mark.parametrize(
     "block",
     [
@@ -58,32 +68,20 @@ def params_of(model, key=0):
 def test_scan_is_the_loop_and_remat_changes_nothing(block):
     scanned = stack(scan=True, block=block)
     stacked = params_of(scanned)
-    blocks = unstack(stacked["blocks"], L)
-    assert not np.array_equal(*(b["mlp"]["up"]["kernel"] for b in blocks[:2]))
-    looped = {"norm": stacked["norm"], **{f"blocks_{i}": b for i, b in enumerate(blocks)}}
+    looped = of_a_loop(stacked)
+    assert not np.array_equal(*(looped[f"blocks_{i}"]["mlp"]["up"]["kernel"] for i in range(2)))
     value, (of_params, *of_inputs) = total(stack(block=block))(looped, X, SOURCE)
     same, (of_stacked, *rest) = total(scanned.clone(remat=True))(stacked, X, SOURCE)
-    taken = unstack(of_stacked["blocks"], L)
-    ours = {"norm": of_stacked["norm"], **{f"blocks_{i}": b for i, b in enumerate(taken)}}
-    for a, b in zip(*map(jax.tree.leaves, ((same, ours, rest), (value, of_params, of_inputs))),
-                    strict=True):  # fmt: skip
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert_close((same, of_a_loop(of_stacked), rest), (value, of_params, of_inputs))
 
 
 @pytest.mark.slow
 def test_a_scan_without_remat_and_a_loop_with_it_have_the_same_gradient():
     scanned = stack(scan=True)
     stacked = params_of(scanned)
-    blocks = unstack(stacked["blocks"], L)
-    looped = {"norm": stacked["norm"], **{f"blocks_{i}": b for i, b in enumerate(blocks)}}
     value, (of_stacked, *rest) = total(scanned)(stacked, X, SOURCE)
-    same, (of_looped, *others) = total(stack(remat=True))(looped, X, SOURCE)
-    taken = unstack(of_stacked["blocks"], L)
-    ours = {"norm": of_stacked["norm"], **{f"blocks_{i}": b for i, b in enumerate(taken)}}
-    jax.tree.map(
-        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-        (value, ours, rest), (same, of_looped, others),
-    )  # fmt: skip
+    same, (of_looped, *others) = total(stack(remat=True))(of_a_loop(stacked), X, SOURCE)
+    assert_close((value, of_a_loop(of_stacked), rest), (same, of_looped, others))
 
 
 def test_remat_keeps_less_and_a_scan_compiles_one_block():

@@ -10,7 +10,8 @@ import pytest
 from jaxdl.interop.safetensors import load_model, save_model
 from jaxdl.models import TextToImage
 from jaxdl.models.text_to_image import TextEncoder
-from tests.models.test_unet import assert_close, random_params
+from tests.models.test_unet import assert_close
+from tests.parameters import random_params
 
 B, H, W, C, S, V = 3, 4, 6, 2, 5, 11
 NET = TextToImage(

@@ -12,6 +12,7 @@ from jaxdl.interop.safetensors import load_model, save_model
 from jaxdl.layers import double, fold, halve, unfold
 from jaxdl.layers.image_block import Text
 from jaxdl.models import UNet
+from tests.parameters import random_params
 
 B, H, W, C, S, E, CLASSES = 3, 8, 12, 2, 5, 7, 6
 NET = UNet(
@@ -29,14 +30,6 @@ LABELS = jnp.array([4, 0, 2])
 MASK = jnp.arange(S)[None] < jnp.array([[2], [5], [0]])  # the last row has no text
 TEXT = Text(WORDS, READ, MASK)
 INPUTS = X, TIME, LABELS, TEXT
-
-
-def random_params(net, *inputs):
-    """Fills every parameter at random: what starts at zero would hide all that is before it."""
-    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs, train=False))["params"]
-    rng = np.random.default_rng(1)
-    scale = lambda s: np.prod(s.shape[:-1], dtype=float) ** -0.5  # noqa: E731
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * scale(s), s.dtype), shapes)
 
 
 @pytest.fixture(scope="module")
@@ -158,16 +151,23 @@ def test_a_network_of_patches_is_that_of_the_folded_image():
         jax.eval_shape(lambda: patched.init(jax.random.key(0), X[:, :, :11], TIME, train=False))
 
 
-def test_remat_changes_nothing():
-    plain = SHALLOW.clone(dropout=0.3, text_width=None)
-    params = random_params(plain, *INPUTS[:3])
+@pytest.mark.parametrize(
+    ("plain", "inputs"),
+    [
+        (SHALLOW.clone(text_width=None), INPUTS[:3]),
+        pytest.param(NET, INPUTS, marks=pytest.mark.slow),
+    ],
+    ids=["of labels", "of texts"],
+)
+def test_remat_changes_nothing(plain, inputs):
+    params = random_params(plain, *inputs)
 
     def gradient(remat):
-        net = plain.clone(remat=remat)
+        net = plain.clone(remat=remat, dropout=0.3)
 
         def loss(params, x):
             told = {"train": True, "rngs": {"dropout": jax.random.key(5)}}
-            return (net.apply({"params": params}, x, TIME, LABELS, **told) ** 2).sum()
+            return (net.apply({"params": params}, x, *inputs[1:], **told) ** 2).sum()
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, X)
 

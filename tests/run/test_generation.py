@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from experiments.image_generation import PRESETS, SCRIPT, Config, build, make_model
-from jaxdl.diffusion import Heun
 from jaxdl.errors import UserError
 from jaxdl.models import UNet
 from jaxdl.run.cli import from_json, newest
@@ -21,14 +20,13 @@ from jaxdl.run.experiment import Session
 from jaxdl.run.generation import image_keys
 from jaxdl.run.generation_report import judged
 from jaxdl.run.generation_table import MeasureConfig, check, measure
-from jaxdl.run.generation_verbs import shown
-from jaxdl.run.generator import Constant, Generator, Sampling
+from jaxdl.run.generator import load_generator
 from jaxdl.run.images import load
 from jaxdl.run.judge import Seen, trained_judge
 from jaxdl.run.pictures import GAP
 from jaxdl.run.workdir import Workdir
 from jaxdl.train.sharding import Placement
-from tests.run.generators import Pixels, at_random, load_at_random, read_picture
+from tests.run.generators import Pixels, read_picture
 
 TINY = (
     "--width", "8", "--blocks", "1", "--heads", "2", "--multipliers", "1", "--attention", "True",
@@ -36,7 +34,6 @@ TINY = (
     "--sampler-steps", "3", "--measured", "100", "--judge-epochs", "1", "--log-every", "3",
     "--mesh", "data=1",
 )  # fmt: skip
-HOW = Sampling("ddpm", 4, 2.0)
 
 
 def main(*arguments):
@@ -48,11 +45,6 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("generation") / "run"
     main(*TINY, "--workdir", folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def generator(run):
-    return load_at_random(run, UNet)
 
 
 def test_a_run_reports_what_the_judge_says_beside_what_it_says_of_real_images(run):
@@ -79,19 +71,19 @@ def test_a_run_reports_what_the_judge_says_beside_what_it_says_of_real_images(ru
 
 
 def test_samples_are_measured_in_every_way_and_as_the_report_measures_them(run, capsys):
-    ways = "--sampler", "dpm", "--steps", 3, 2, "--guidance", 1, 2, "--count", 100
+    ways = "--sampler", "dpm", "ddim", "--steps", 3, "--guidance", 1, 2, "--count", 100
     main("measure", "--workdir", run, *ways)
     lines = (run / "samples" / "measured.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     told = [(row["sampler"], row["steps"], row["guidance"]) for row in rows]
-    assert told == [("dpm", 3, 1), ("dpm", 3, 2), ("dpm", 2, 1), ("dpm", 2, 2)]
+    assert told == [("dpm", 3, 1), ("dpm", 3, 2), ("ddim", 3, 1), ("ddim", 3, 2)]
     test = json.loads((run / "report.json").read_text())["test"]
     for name in ("conditional_accuracy", "judge_accuracy", "frechet", "frechet_floor"):
         assert rows[0][name] == pytest.approx(test[name], rel=1e-3)
     assert len({row["frechet"] for row in rows}) == 4
     out = capsys.readouterr().out.splitlines()
     first = " ".join(line.split()[0] for line in out[-6:])
-    assert first == "sampler 100 dpm dpm dpm dpm"
+    assert first == "sampler 100 dpm dpm ddim ddim"
     main("measure", "--workdir", run, "--steps", 3, "--count", 100)  # what was there stays
     assert (run / "samples" / "measured.jsonl").read_text().splitlines()[:4] == lines
 
@@ -112,7 +104,8 @@ def test_what_cannot_be_measured_is_told_in_one_line(run, capsys, options, told)
     assert told in line
 
 
-def test_a_run_without_classes_has_no_accuracy_and_no_guidance(generator):
+def test_a_run_without_classes_has_no_accuracy_and_no_guidance(run):
+    generator, _ = load_generator(run, UNet)
     free = dataclasses.replace(generator, model=generator.model.clone(classes=None))
     with pytest.raises(UserError, match="--guidance 2: a run without classes has nothing"):
         check(MeasureConfig(workdir=Path("."), guidance=(1.0, 2.0)), free, labelled=False)
@@ -197,94 +190,6 @@ def test_keys_are_of_images_wherever_they_are():
     assert len(np.unique(keys, axis=0)) == 6
     other = jax.random.key_data(image_keys(jax.random.key(2), jnp.asarray(images)))
     assert not (other == keys).all(1).any()
-
-
-def test_a_sample_depends_on_its_label_its_number_and_the_key_alone(generator):
-    labels = np.array([3, 1, 3, 7, 9], np.int32)
-    images = generator.sample(labels, jax.random.key(0), HOW)
-    assert images.shape == (5, 8, 8, 1)
-    assert 0 <= images.min() < images.max() <= 1
-    fewer = generator.sample(labels[:2], jax.random.key(0), HOW)
-    np.testing.assert_allclose(fewer, images[:2], atol=1e-4)
-    changed = generator.sample(np.array([3, 1, 4, 7, 9], np.int32), jax.random.key(0), HOW)
-    moved = np.abs(changed - images).max((1, 2, 3)) > 1e-3
-    assert moved.tolist() == [False, False, True, False, False]
-    assert np.abs(images[0] - images[2]).max() > 0.05  # of one label, and not alike
-    other = generator.sample(labels, jax.random.key(1), HOW)
-    assert (np.abs(other - images).max((1, 2, 3)) > 0.05).all()
-
-
-def test_more_samples_than_are_taken_at_once(generator, monkeypatch):
-    labels = np.arange(5, dtype=np.int32)
-    whole = generator.sample(labels, jax.random.key(0), HOW)
-    monkeypatch.setattr("jaxdl.run.generator.BATCHES", (2,))
-    np.testing.assert_allclose(generator.sample(labels, jax.random.key(0), HOW), whole, atol=1e-4)
-
-
-def test_the_reverse_process_ends_with_the_samples(generator):
-    labels = np.array([3, 1], np.int32)
-    steps = generator.reverse(labels, jax.random.key(0), HOW)
-    assert steps.shape == (HOW.steps + 1, 2, 8, 8, 1)
-    images = generator.sample(labels, jax.random.key(0), HOW)
-    np.testing.assert_allclose(steps[-1], images, atol=1e-4)
-
-
-def test_guidance_of_1_is_none_and_of_0_forgets_the_label(generator):
-    labels, others = np.array([3, 1], np.int32), np.array([5, 6], np.int32)
-    draw = lambda labels, scale: generator.sample(  # noqa: E731
-        labels, jax.random.key(0), HOW._replace(guidance=scale)
-    )
-    np.testing.assert_allclose(draw(labels, 1), draw(labels, 1 + 1e-6), atol=1e-3)
-    np.testing.assert_allclose(draw(labels, 0), draw(others, 0), atol=1e-4)
-    assert np.abs(draw(labels, 1) - draw(labels, 3)).max() > 1e-2
-
-
-def test_an_unconditional_network_does_not_look_at_labels():
-    model = UNet(1, width=8, multipliers=(1,), blocks=1, attention=(False,))
-    x, time = jnp.zeros((1, 4, 4, 1)), jnp.zeros(1)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, time, train=False))["params"]
-    params = at_random(shapes)
-    generator = Generator(model, params, (4, 4, 1), "linear", "epsilon")
-    images = [
-        generator.sample(np.array(labels, np.int32), jax.random.key(0), HOW)
-        for labels in ([0, 1], [7, 7])
-    ]
-    np.testing.assert_array_equal(*images)
-
-
-class Still(UNet):
-    """Predicts v = 0, so that x_0 is alpha x."""
-
-    def __call__(self, x, time, labels=None, *, train):
-        return jnp.zeros_like(x)
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "heun", "unipc"])
-def test_the_deterministic_samplers_agree_where_steps_are_many(sampler):
-    smooth, labels = Generator(Still(1), {}, (8, 8, 1), "cosine", "v"), np.zeros(2, np.int32)
-    draw = lambda *how: smooth.sample(labels, jax.random.key(0), Sampling(*how))  # noqa: E731
-    np.testing.assert_allclose(draw(sampler, 120, 1), draw("dpm", 120, 1), atol=0.03)
-
-
-def test_heun_walks_a_grid_that_it_can_correct_on():
-    model = UNet(1, width=8, multipliers=(1,), blocks=1, attention=(False,))
-    constant = Constant(model, (4, 4, 1), "cosine", "v")
-    grids = (constant.grid(name, 20) for name in ("heun", "dpm"))
-    heun, others = (np.abs(Heun().plan(grid).change).max() for grid in grids)
-    assert heun < 5  # times a change of the estimate
-    assert others > 50
-
-
-def test_inpainting_keeps_what_is_known(generator):
-    known = np.random.default_rng(0).uniform(size=(3, 8, 8, 1)).astype(np.float32)
-    mask = np.broadcast_to(shown(8, 8, "right")[..., None], known.shape)
-    labels = np.array([1, 2, 10], np.int32)
-    images = generator.inpaint(known, mask, labels, key=jax.random.key(0), how=HOW)
-    np.testing.assert_allclose(images[mask], known[mask], atol=1e-5)
-    assert (np.abs(images - known).max((1, 2, 3)) > 0.05).all()
-    assert [shown(8, 8, part).sum() for part in ("left", "top", "bottom", "middle")] == [
-        32, 32, 32, 48
-    ]  # fmt: skip
 
 
 def test_the_verb_sample_draws_the_same_sheet_for_a_seed(run, tmp_path, capsys):

@@ -21,7 +21,8 @@ from jaxdl.run.generator import Sampling, load_generator
 from jaxdl.run.log import Log
 from jaxdl.run.pictures import GAP
 from jaxdl.run.text_to_image import read_prompts
-from tests.run.generators import at_random, read_picture
+from tests.parameters import random_params
+from tests.run.generators import read_picture
 
 TINY = (
     "--width", "8", "--multipliers", "1", "--attention", "True", "--heads", "2", "--patch", "4",
@@ -58,9 +59,8 @@ def exported(tmp_path_factory, data):
     )  # fmt: skip
     model = make_model(config, data.tokenizer.size)
     inputs = jnp.zeros((1, *config.input_shape)), jnp.zeros(1), jnp.ones((1, 8), jnp.int32)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, train=False))["params"]
     about = {**config.about, "length": data.train.length}
-    save_model(folder / "model", model, at_random(shapes), about=about)
+    save_model(folder / "model", model, random_params(model, *inputs), about=about)
     data.tokenizer.save(folder / "model")
     return folder
 
