@@ -6,6 +6,7 @@ import. Subprocesses inherit the environment.
 
 import gc
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     cores, count = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) % len(cores) :: count])
-devices = "--xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
 # Tests that start a run share what it compiles, and leave the user's own cache alone.
 cache = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
@@ -35,6 +34,11 @@ os.environ["TFDS_DATA_DIR"] = str(cache.with_name("no-datasets"))
 # they are for users: so `.ci/run` compares with PyTorch, and has the slow tests, and those on a
 # second Python.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+flags = ["--xla_force_host_platform_device_count=8"]
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "true" and version("jaxlib") < "0.11":
+    # Its older way from loops to LLVM compiles in half the time; jaxlib 0.12 has no other.
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
 
 # Outside the tests the annotations are documentation; here a wrong shape or type raises.
 install_import_hook("jaxdl", "tests.annotations.checked")
