@@ -116,7 +116,7 @@ def test_a_post_normalised_block_is_as_the_paper_writes_it():
 
 def test_swiglu_is_its_formula():
     mlp = FeedForward(D, 12, "swiglu")
-    params = mlp.init(jax.random.key(0), X)["params"]
+    params = jax.jit(mlp.init)(jax.random.key(0), X)["params"]
     x = np.asarray(X)
     weights = jax.tree.map(np.asarray, params)
     up, gate = (x @ weights[n]["kernel"] + weights[n]["bias"] for n in ("up", "gate"))

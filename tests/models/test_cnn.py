@@ -129,7 +129,7 @@ def test_evaluation_needs_no_key_and_training_does(name):
     params = init(MODELS[name], images)
     jax.eval_shape(lambda: MODELS[name].apply({"params": params}, images, train=False))
     with pytest.raises(Exception, match="dropout"):
-        MODELS[name].apply({"params": params}, images, train=True)
+        jax.eval_shape(lambda: MODELS[name].apply({"params": params}, images, train=True))
 
 
 @FAMILY

@@ -7,7 +7,7 @@ import pytest
 
 from jaxdl.data.packing import first_fit, lay_out
 from jaxdl.models import EncoderDecoder
-from jaxdl.models.apply import initialise
+from tests.parameters import random_params
 
 V, LENGTHS = 23, ((5, 3), (2, 7), (4, 4), (7, 2), (3, 5))
 MODEL = EncoderDecoder(V, width=16, layers=2, heads=2, dropout=0.2)
@@ -23,7 +23,7 @@ def sides():
 @pytest.fixture(scope="module")
 def params():
     tokens = jnp.ones((1, 4), jnp.int32)
-    return initialise(MODEL, jax.random.key(0), tokens, tokens)[0]
+    return random_params(MODEL, tokens, tokens)
 
 
 @pytest.fixture(scope="module")
@@ -85,4 +85,4 @@ def test_no_logit_depends_on_later_tokens_and_every_one_on_all_of_the_source(par
 
 def test_heads_that_do_not_divide_the_width_are_told():
     with pytest.raises(ValueError, match="16 does not split over 3 heads"):
-        initialise(MODEL.clone(heads=3), jax.random.key(0), *[jnp.ones((1, 2), jnp.int32)] * 2)
+        random_params(MODEL.clone(heads=3), *[jnp.ones((1, 2), jnp.int32)] * 2)

@@ -55,6 +55,7 @@ def test_cached_is_full_token_by_token_and_read_at_once(network):
     np.testing.assert_allclose(logits[0], full[0, 4], rtol=1e-4, atol=1e-5)
 
 
+@MANY_PROGRAMS
 def test_reading_at_once_is_what_prefill_does_token_by_token(network):
     model, params, _ = network
     lengths = jnp.array([3, 6], jnp.int32)
@@ -133,7 +134,7 @@ def test_a_ragged_batch_writes_what_its_rows_write_alone(network):
         np.testing.assert_array_equal(row, write([prompt], read=read)[0])
 
 
-@pytest.mark.parametrize("style", ["gpt2", "modern"])
+@pytest.mark.parametrize("style", ["gpt2", SLOW[0]])
 def test_scanned_layers_compute_what_a_loop_does_with_a_cache_too(style):
     scanned, looped = make(style, scan=True), make(style)
     params = fill(scanned)
@@ -144,7 +145,7 @@ def test_scanned_layers_compute_what_a_loop_does_with_a_cache_too(style):
     two = jax.jit(lambda p: looped.apply({"params": p}, TOKENS, train=False)[0])(loose)
     np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
     lengths = jnp.array([3, 5], jnp.int32)
-    carries = [m.read(p, m.initial_carry(B), TOKENS, lengths)[0]
+    carries = [jax.jit(m.read)(p, m.initial_carry(B), TOKENS, lengths)[0]
                for m, p in ((scanned, params), (looped, loose))]  # fmt: skip
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *carries)
 
@@ -157,23 +158,28 @@ def test_gpt2_has_as_many_parameters_as_the_original():
 
 
 def test_what_does_not_fit_is_told():
+    init = lambda model, x: jax.eval_shape(  # noqa: E731
+        lambda: model.init(jax.random.key(0), x, train=False)
+    )
     model = make("gpt2")
     with pytest.raises(ValueError, match="11 tokens are more than the 10"):
-        model.init(jax.random.key(0), jnp.ones((1, 11), jnp.int32), train=False)
+        init(model, jnp.ones((1, 11), jnp.int32))
     with pytest.raises(ValueError, match="16 does not split over 3 heads"):
-        make("gpt2", heads=3).init(jax.random.key(0), TOKENS, train=False)
+        init(make("gpt2", heads=3), TOKENS)
     with pytest.raises(ValueError, match="4 heads do not share 3"):
-        make("modern", kv_heads=3).init(jax.random.key(0), TOKENS, train=False)
+        init(make("modern", kv_heads=3), TOKENS)
 
 
 def test_dropout_acts_in_training_alone():
     model = make("gpt2", dropout=0.5)
     params = fill(model)
-    calm = model.apply({"params": params}, TOKENS, train=False)[0]
-    without = make("gpt2").apply({"params": params}, TOKENS, train=True)[0]
-    np.testing.assert_array_equal(calm, without)
-    noisy = [
-        model.apply({"params": params}, TOKENS, train=True, rngs={"dropout": jax.random.key(i)})[0]
-        for i in (1, 2)
-    ]
+    run = jax.jit(
+        lambda model, train, key: model.apply(
+            {"params": params}, TOKENS, train=train, rngs={"dropout": key}
+        )[0],
+        static_argnums=(0, 1),
+    )
+    one, two = jax.random.split(jax.random.key(1))
+    np.testing.assert_array_equal(run(model, False, one), run(make("gpt2"), True, one))
+    noisy = [run(model, True, key) for key in (one, two)]
     assert np.abs(noisy[0] - noisy[1]).max() > 1e-3

@@ -99,17 +99,19 @@ def test_what_was_pushed_last_on_the_way_down_is_popped_first_on_the_way_up():
 
 
 def test_a_row_depends_on_itself_alone(run):
-    y = run(*INPUTS)
-    mine = X, WORDS, READ
-    others = [jnp.asarray(RNG.normal(size=v.shape), jnp.float32) for v in mine]
-    x, words, read = (o.at[1].set(v[1]) for o, v in zip(others, mine, strict=True))
-    text = Text(words, read, MASK.at[2].set(True))
-    strange = run(x, TIME.at[0].set(7.0), LABELS.at[2].set(1), text)
+    inputs = jax.tree.map(np.array, INPUTS)
+    y = np.asarray(run(*inputs))
+    others = jax.tree.map(np.copy, inputs)
+    for place in (0, 2):
+        for part in (others[0], others[3].words, others[3].read):
+            part[place] = RNG.normal(size=part[place].shape)
+    others[1][0], others[2][2], others[3].seen[2] = 7, 1, True
+    strange = run(*others)
     assert_close(strange[1], y[1])
     assert np.abs(strange[0] - y[0]).max() > 1e-2
     # And not on its place, nor on the size of the batch.
-    assert_close(run(*jax.tree.map(lambda v: v[::-1], INPUTS))[::-1], y)
-    assert_close(run(*jax.tree.map(lambda v: v[:2], INPUTS)), y[:2])
+    assert_close(run(*jax.tree.map(lambda v: v[::-1], inputs))[::-1], y)
+    assert_close(run(*jax.tree.map(lambda v: v[:2], inputs)), y[:2])
 
 
 def test_no_label_and_no_text_are_what_is_left_out():

@@ -6,17 +6,19 @@ from PIL import Image
 
 from jaxdl.models import RecurrentLM
 from jaxdl.run.activations import draw_activations, slow_units, unit_activations
+from tests.parameters import random_params
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_the_activations_are_what_the_network_carries(cell):
     model = RecurrentLM(vocabulary=7, width=5, layers=2, cell=cell)
     tokens = jnp.asarray([3, 1, 6, 2])
-    params = model.init(jax.random.key(0), tokens[None], train=False)["params"]
+    params = random_params(model, tokens[None])
     found = unit_activations(model, params, tokens)
     assert found.shape == (4, 5)
     for t in (1, 3):
-        _, carry = model.apply({"params": params}, tokens[None, : t + 1], train=False)
+        read = jax.jit(lambda text: model.apply({"params": params}, text, train=False)[1])
+        carry = read(tokens[None, : t + 1])
         h = carry[-1].h if cell == "lstm" else carry[-1]
         np.testing.assert_allclose(found[t], h[0], rtol=1e-5, atol=1e-6)
 
