@@ -16,7 +16,7 @@ from jaxdl.run.answering import answer, report_answers
 from jaxdl.run.writing import load_writer
 
 TINY = (
-    "questions", "--width", "32", "--layers", "2", "--length", "32", "--batch-size", "4",
+    "questions", "--width", "32", "--layers", "1", "--length", "32", "--batch-size", "4",
     "--eval-batch-size", "8", "--epochs", "40", "--warmup", "5", "--eval-every", "1000",
     "--mesh", "data=1",
 )  # fmt: skip
