@@ -120,7 +120,6 @@ def test_no_label_and_no_text_are_what_is_left_out():
     nothing, none = TEXT._replace(seen=jnp.zeros_like(MASK)), jnp.full(B, CLASSES)
     y = run(X, TIME, none, nothing)
     assert_close(run(X, TIME), y)
-    assert_close(run(X, TIME, None, jax.tree.map(lambda v: v[:, :2], nothing)), y)
     assert_close(run(X, TIME, LABELS), run(X, TIME, LABELS, nothing))
     assert np.abs(run(X, TIME, LABELS) - y).max() > 1e-2
     seen = run(X, TIME, none, TEXT._replace(seen=jnp.ones_like(MASK)))
@@ -156,7 +155,7 @@ def test_a_network_of_patches_is_that_of_the_folded_image():
 @pytest.mark.parametrize(
     ("plain", "inputs"),
     [
-        (SHALLOW.clone(text_width=None), INPUTS[:3]),
+        (SHALLOW.clone(text_width=None, attention=(False,)), INPUTS[:3]),
         pytest.param(NET, INPUTS, marks=pytest.mark.slow),
     ],
     ids=["of labels", "of texts"],
