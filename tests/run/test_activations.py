@@ -16,8 +16,8 @@ def test_the_activations_are_what_the_network_carries(cell):
     params = random_params(model, tokens[None])
     found = unit_activations(model, params, tokens)
     assert found.shape == (4, 5)
+    read = jax.jit(lambda text: model.apply({"params": params}, text, train=False)[1])
     for t in (1, 3):
-        read = jax.jit(lambda text: model.apply({"params": params}, text, train=False)[1])
         carry = read(tokens[None, : t + 1])
         h = carry[-1].h if cell == "lstm" else carry[-1]
         np.testing.assert_allclose(found[t], h[0], rtol=1e-5, atol=1e-6)
