@@ -167,8 +167,8 @@ _group_norm.defvjp(_forward, _backward)
 
 
 def _each(v: Float[Array, "b c"]) -> Float[Array, "b 1 1 c"]:
-    """Lays numbers beside every pixel."""
-    return v[:, None, None]
+    """Lays numbers beside every pixel, written, lest each pixel compute them anew."""
+    return written(v)[:, None, None]
 
 
 def _by_group(x: Float[Array, "b c"], groups: int) -> Float[Array, "b c"]:

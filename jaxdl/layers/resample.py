@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdl.layers.product import written
+
 
 def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
     """Averages each 2x2 block of pixels. Raises ValueError for a height or a width that is odd."""
@@ -26,7 +28,7 @@ def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
 @jax.custom_vjp
 def _halve(x: Array) -> Array:
     rows = x[:, ::2] + x[:, 1::2]
-    return (rows[:, :, ::2] + rows[:, :, 1::2]) / 4
+    return written((rows[:, :, ::2] + rows[:, :, 1::2]) / 4)
 
 
 @jax.custom_vjp
