@@ -28,7 +28,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdl.layers.product import column_sums, on_cpu, row_sums, written
+from jaxdl.layers.product import column_sums, middle_sums, on_cpu, row_sums, written
 
 
 def layer_norm(
@@ -72,10 +72,7 @@ def group_norm(
 
 def pixel_means(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
     """Averages over the pixels of each image."""
-    if not on_cpu():
-        return x.mean((1, 2))
-    x = x.reshape(len(x), -1, x.shape[-1])
-    return jnp.einsum("bn,bnc->bc", jnp.full(x.shape[:2], 1 / x.shape[1], x.dtype), x)
+    return middle_sums(x) / math.prod(x.shape[1:-1])
 
 
 def _standardise(x: Array, centre: bool, epsilon: float) -> tuple[Array, Array]:

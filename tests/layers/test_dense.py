@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdl.layers.dense import Dense, dense
-from jaxdl.layers.product import column_sums, on_cpu, row_sums, written
+from jaxdl.layers.product import column_sums, middle_sums, on_cpu, row_sums, written
 from tests.layers.twins import assert_twins
 
 RNG = np.random.default_rng(0)
@@ -59,9 +59,12 @@ def test_half_precision_stays_half():
     assert {leaf.dtype for leaf in jax.tree.leaves(of_params)} == {jnp.dtype("float32")}
 
 
-def test_sums_are_sums():
-    x = draw(4, 5, 7)
-    np.testing.assert_allclose(column_sums(x), np.asarray(x).sum((0, 1)), **CLOSE)
+@pytest.mark.parametrize("shape", [(4, 5, 7), (3, 16, 24), (2, 6, 9, 12), (13, 11), (2, 0, 3)])
+def test_sums_are_sums(shape):
+    x = draw(*shape)
+    *rows, _ = range(x.ndim)
+    for ours, axes in (column_sums, rows), (middle_sums, rows[1:]):
+        np.testing.assert_allclose(ours(x), np.asarray(x).sum(tuple(axes)), **CLOSE)
     np.testing.assert_allclose(row_sums(x), np.asarray(x).sum(-1, keepdims=True), **CLOSE)
 
 
