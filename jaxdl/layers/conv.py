@@ -18,32 +18,32 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
-from jaxdl.layers.product import column_sums, on_cpu, product, written
+from jaxdl.layers.dense import dense
+from jaxdl.layers.product import column_sums, on_cpu, written
 
 AXES = ("NHWC", "HWIO", "NHWC")
 OF_X, OF_G = ("CHWN", "IHWO", "HWNC"), ("CHWN", "IHWO", "HWCN")  # of a kernel's gradient
 
 
-def conv(x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c o"]) -> Float[Array, "b h w o"]:
+def conv(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "kh kw c o"],
+    bias: Float[Array, " o"] | None = None,
+) -> Float[Array, "b h w o"]:
     """Convolves with stride 1, zero padding keeping the size.
 
     y[b, i, j, o] = sum_{p, q, c} x[b, i + p - kh // 2, j + q - kw // 2, c] kernel[p, q, c, o]
+                    + bias[o]
 
     Raises ValueError for kernels of an even size, which have no centre.
     """
     if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
         raise ValueError(f"kernels have odd sizes, got {kernel.shape[0]}x{kernel.shape[1]}")
     if not on_cpu():
-        return _conv(x, kernel)
+        return _biased(_conv(x, kernel), bias)
     if kernel.shape[:2] == (1, 1):
-        return product(x, kernel[0, 0])
-    return _conv_on_cpu(x, kernel)
-
-
-def add_bias(x: Float[Array, "b *n o"], bias: Float[Array, " o"]) -> Float[Array, "b *n o"]:
-    """Adds a bias to the last axis."""
-    bias = bias.reshape((1,) * (x.ndim - 1) + bias.shape)
-    return _add_bias_on_cpu(x, bias) if on_cpu() else x + bias
+        return dense(x, kernel[0, 0], bias)
+    return _conv_on_cpu(x, kernel, bias)
 
 
 def max_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b i j c"]:
@@ -74,19 +74,21 @@ class Conv(nn.Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = conv(x, kernel)
-        return y if bias is None else add_bias(y, bias)
+        return conv(*promote_dtype(x, kernel, bias, dtype=self.dtype))
 
 
 def _conv(x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=AXES)
 
 
+def _biased(y: Array, bias: Array | None) -> Array:
+    return y if bias is None else y + bias[None, None, None]
+
+
 @jax.custom_vjp
-def _conv_on_cpu(x: Array, kernel: Array) -> Array:
+def _conv_on_cpu(x: Array, kernel: Array, bias: Array | None) -> Array:
     few = x.shape[-1] <= 4 and x.shape[2] % 4 == 0
-    return _conv_of_few_channels(x, kernel) if few else _conv(x, kernel)
+    return _biased((_conv_of_few_channels if few else _conv)(x, kernel), bias)
 
 
 def _conv_of_few_channels(x: Array, kernel: Array, at_once: int = 4) -> Array:
@@ -104,14 +106,16 @@ def _conv_of_few_channels(x: Array, kernel: Array, at_once: int = 4) -> Array:
     return y.reshape(b, h, w, -1)
 
 
-def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _conv_on_cpu(x, kernel), (x, kernel)
+def _conv_forward(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, tuple]:
+    return _conv_on_cpu(x, kernel, bias), (x, kernel, bias)
 
 
-def _conv_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    (x, kernel), g = saved, written(g)  # else its masks are computed again, and transposed
+def _conv_backward(saved: tuple, g: Array) -> tuple[Array, Array, Array | None]:
+    x, kernel, bias = saved
+    g = written(g)  # else its masks are computed again, and transposed
     (of_x,) = jax.vjp(lambda x: _conv(x, kernel), x)[1](g)
-    return of_x, _kernel_gradient(x, g, kernel.shape[:2])
+    of_bias = None if bias is None else column_sums(g)
+    return of_x, _kernel_gradient(x, g, kernel.shape[:2]), of_bias
 
 
 def _kernel_gradient(x: Array, g: Array, size: tuple[int, ...]) -> Array:
@@ -130,19 +134,6 @@ def _kernel_gradient(x: Array, g: Array, size: tuple[int, ...]) -> Array:
 
 
 _conv_on_cpu.defvjp(_conv_forward, _conv_backward)
-
-
-@jax.custom_vjp
-def _add_bias_on_cpu(x: Array, bias: Array) -> Array:
-    return x + bias
-
-
-def _add_bias_backward(_: None, g: Array) -> tuple[Array, Array]:
-    total = column_sums(g)
-    return g, total.reshape((1,) * (g.ndim - 1) + total.shape)
-
-
-_add_bias_on_cpu.defvjp(lambda x, bias: (x + bias, None), _add_bias_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -31,8 +31,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdl.layers.conv import add_bias
-from jaxdl.layers.product import product
+from jaxdl.layers.product import add_bias, product
 
 CellName = Literal["tanh", "relu", "gru", "lstm"]
 CellParams = Mapping[str, Array]

@@ -31,11 +31,12 @@ def close(a, b, tolerance=1e-5):
     assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
-def xla_conv(x, kernel):
+def xla_conv(x, kernel, bias=None):
     axes = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
+    y = jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=axes, precision="highest"
     )
+    return y if bias is None else y + bias[None, None, None]
 
 
 def value_and_pullback(function, compiled):
@@ -53,7 +54,7 @@ def value_and_pullback(function, compiled):
 )
 def test_a_convolution_and_its_gradients_are_xlas(case, compiled):
     shape, size, o = CASES[case]
-    inputs = normal(*shape), normal(*size, shape[-1], o, seed=1)
+    inputs = normal(*shape), normal(*size, shape[-1], o, seed=1), normal(o, seed=3)
     g = normal(*shape[:-1], o, seed=2)
     for ours, theirs in zip(
         value_and_pullback(conv, compiled)(inputs, g),
@@ -67,16 +68,18 @@ def test_a_convolution_and_its_gradients_are_xlas(case, compiled):
 def test_a_convolution_and_its_gradients_are_pytorchs(case):
     torch = pytest.importorskip("torch")
     shape, size, o = CASES[case]
-    inputs = normal(*shape), normal(*size, shape[-1], o, seed=1)
+    inputs = normal(*shape), normal(*size, shape[-1], o, seed=1), normal(o, seed=3)
     g = normal(*shape[:-1], o, seed=2)
     x = torch.tensor(np.asarray(inputs[0]).transpose(0, 3, 1, 2), requires_grad=True)
     weight = torch.tensor(np.asarray(inputs[1]).transpose(3, 2, 0, 1), requires_grad=True)
-    y = torch.nn.functional.conv2d(x, weight, padding="same")
+    bias = torch.tensor(np.asarray(inputs[2]), requires_grad=True)
+    y = torch.nn.functional.conv2d(x, weight, bias, padding="same")
     y.backward(torch.tensor(np.asarray(g).transpose(0, 3, 1, 2)))
     ours = value_and_pullback(conv, True)(inputs, g)
     close(ours[0], y.detach().numpy().transpose(0, 2, 3, 1))
     close(ours[1], x.grad.numpy().transpose(0, 2, 3, 1))
     close(ours[2], weight.grad.numpy().transpose(2, 3, 1, 0))
+    close(ours[3], bias.grad.numpy())
 
 
 def test_a_kernel_of_an_even_size_raises():
@@ -107,8 +110,7 @@ def test_the_module_is_the_function_with_a_bias(use_bias):
     params = jax.tree.map(lambda p: p + 0.3, params)
     g = normal(2, 6, 8, 5, seed=1)
     y, pullback = jax.vjp(lambda params: module.apply({"params": params}, x), params)
-    bias = params["bias"][None, None, None] if use_bias else 0.0
-    close(y, xla_conv(x, params["kernel"]) + bias)
+    close(y, xla_conv(x, **params))
     gradient = pullback(g)[0]
     close(gradient["kernel"], jax.vjp(lambda k: xla_conv(x, k), params["kernel"])[1](g)[0])
     if use_bias:
