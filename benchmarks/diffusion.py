@@ -48,6 +48,8 @@ class Options:
     """Channels of an image."""
     width: int = 32
     """Channels of the first level; of the other two twice as many."""
+    train_steps: int = 5
+    """Train steps in a measurement; the first finds in the caches what another process left."""
     steps: int = 50
     """Steps of DDIM."""
 
@@ -152,8 +154,8 @@ def peer_diffusion(options: Options) -> Any:
     )  # fmt: skip
 
 
-def peer_step(options: Options) -> Side:
-    """The same train step by the peer, in eager PyTorch."""
+def peer_steps(options: Options) -> Side:
+    """The same train steps by the peer, in eager PyTorch."""
 
     def prepare() -> Call:
         torch = import_torch()
@@ -162,10 +164,11 @@ def peer_step(options: Options) -> Side:
         images = torch.tensor(make_images(options).transpose(0, 3, 1, 2).copy() / 2 + 0.5)
 
         def call() -> None:
-            tx.zero_grad(set_to_none=True)
-            process(images).backward()
-            torch.nn.utils.clip_grad_norm_(process.parameters(), CLIP)
-            tx.step()
+            for _ in range(options.train_steps):
+                tx.zero_grad(set_to_none=True)
+                process(images).backward()
+                torch.nn.utils.clip_grad_norm_(process.parameters(), CLIP)
+                tx.step()
 
         call()
         return call
@@ -202,7 +205,7 @@ def main(options: Options) -> None:
         "b_parameters": sum(p.numel() for p in peer_diffusion(options).model.parameters()),
     }
     task, remat = make_task(options), make_task(options, remat=True)
-    sides = task.side(), apart(peer_step, options)
+    sides = task.side(steps=options.train_steps), apart(peer_steps, options)
     emit(compare("diffusion train step", *sides, **shared, **about, **sizes))
 
     few: dict[str, Any] = {**shared, "rounds": max(1, options.rounds // 3), "warmup": 1}
@@ -214,7 +217,8 @@ def main(options: Options) -> None:
     emit(compare("diffusion sampling", *sides, **few, **about, **sizes, a_bytes_by_steps=held))
 
     memory = {"a_bytes": task.temporary_bytes(), "b_bytes": remat.temporary_bytes()}
-    sides = task.side(), remat.side("jaxdl, remat")
+    steps = options.train_steps
+    sides = task.side(steps=steps), remat.side("jaxdl, remat", steps=steps)
     emit(compare("diffusion remat", *sides, **few, **about, **memory))
 
 
