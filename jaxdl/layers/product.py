@@ -60,25 +60,6 @@ def written(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x / jnp.where(x > jnp.inf, x, 1) if on_cpu() else x
 
 
-def add_bias(x: Float[Array, "b *n o"], bias: Float[Array, " o"]) -> Float[Array, "b *n o"]:
-    """Adds a bias to the last axis."""
-    bias = bias.reshape((1,) * (x.ndim - 1) + bias.shape)
-    return _add_bias_on_cpu(x, bias) if on_cpu() else x + bias
-
-
-@jax.custom_vjp
-def _add_bias_on_cpu(x: Array, bias: Array) -> Array:
-    return x + bias
-
-
-def _add_bias_backward(_: None, g: Array) -> tuple[Array, Array]:
-    total = column_sums(g)
-    return g, total.reshape((1,) * (g.ndim - 1) + total.shape)
-
-
-_add_bias_on_cpu.defvjp(lambda x, bias: (x + bias, None), _add_bias_backward)
-
-
 def column_sums(x: Float[Array, "b *n o"]) -> Float[Array, " o"]:
     """Sums over all axes but the last: the gradient of a bias."""
     if not on_cpu():

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdl.layers.product import add_bias, product
+from jaxdl.layers.dense import dense
 
 CellName = Literal["tanh", "relu", "gru", "lstm"]
 CellParams = Mapping[str, Array]
@@ -224,11 +224,12 @@ def check_carry(cell: CellName, carry: CellCarry, b: int, width: int) -> None:
 
 
 def _affine(params: CellParams, name: str, x: Array) -> Array:
-    kernel, scale = params[f"{name}_kernel"], params.get(f"{name}_scale")
-    y = product(x, kernel)
-    if scale is not None:  # each gate is as wide as the state
-        width = params["recurrent_kernel"].shape[0]
-        y = y.reshape(*y.shape[:-1], -1, width)
-        wide = normalise(y, jnp.ones(width, y.dtype)).reshape(*x.shape[:-1], -1)
-        y = wide * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
-    return add_bias(y, params[f"{name}_bias"])
+    kernel, bias = params[f"{name}_kernel"], params[f"{name}_bias"]
+    if (scale := params.get(f"{name}_scale")) is None:
+        return dense(x, kernel, bias)
+    width = params["recurrent_kernel"].shape[0]  # each gate is as wide as the state
+    y = dense(x, kernel)
+    y = y.reshape(*y.shape[:-1], -1, width)
+    wide = normalise(y, jnp.ones(width, y.dtype)).reshape(*x.shape[:-1], -1)
+    scale, bias = (jnp.expand_dims(v, range(x.ndim - 1)) for v in (scale, bias))
+    return wide * scale + bias
