@@ -26,10 +26,16 @@ Denoiser = Callable[[Float[Array, "b ..."], Float[Array, " b"]], Float[Array, "b
 
 
 def denoiser(network: Network, schedule: Schedule, prediction: Prediction) -> Denoiser:
-    """Makes a denoiser of a network that outputs `prediction`."""
+    """Makes a denoiser of a network that outputs `prediction`.
+
+    It raises ValueError where the output is not shaped like x: it would broadcast, in silence.
+    """
 
     def denoise(x: Float[Array, "b ..."], time: Float[Array, " b"]) -> Float[Array, "b ..."]:
-        return prediction.to_x0(network(x, time), x, schedule.level(time))
+        output = network(x, time)
+        if output.shape != x.shape:
+            raise ValueError(f"the network answers with shape {output.shape} to x of {x.shape}")
+        return prediction.to_x0(output, x, schedule.level(time))
 
     return denoise
 

@@ -11,7 +11,12 @@ from jaxdl.types import Key
 
 
 def derive_rows(keys: Key, *path: str | int | Array) -> Key:
-    """Derives each row's key for `path` below its own; keys have the shape (b)."""
+    """Derives each row's key for `path` below its own.
+
+    Raises ValueError for a single key: there is one a row, as `jaxdl.decode.row_keys` makes them.
+    """
+    if keys.ndim != 1:
+        raise ValueError(f"keys are one a row, made by row_keys, not of shape {keys.shape}")
     return jax.vmap(lambda key: derive(key, *path))(keys)
 
 

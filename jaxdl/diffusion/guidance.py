@@ -110,8 +110,8 @@ class _Mix:
         mixed = scale * cond + (1 - scale) * uncond
         if not self.rescale:
             return mixed
-        axes = tuple(range(1, cond.ndim))
-        tiny = jnp.finfo(cond.dtype).tiny  # an image of one value has no spread to bring back
-        spread = jnp.maximum(mixed.std(axes, keepdims=True), tiny)
-        factor = cond.std(axes, keepdims=True) / spread
+        of_cond, of_mixed = (x.std(range(1, x.ndim), keepdims=True) for x in (cond, mixed))
+        # An image of one value has no spread to bring back, and stays as it is.
+        flat = of_mixed == 0
+        factor = jnp.where(flat, 1, of_cond / jnp.where(flat, 1, of_mixed))
         return mixed * (self.rescale * factor + 1 - self.rescale)

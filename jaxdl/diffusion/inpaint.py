@@ -49,7 +49,9 @@ class Inpaint:
         return self.solver.plan(grid)
 
     def start(self, x: Float[Array, "b ..."]) -> PyTree:
-        """Returns the solver's; raises ValueError where x is not shaped like the known images."""
+        """Returns the solver's; raises ValueError for a mask of numbers and shapes unlike x's."""
+        if self.mask.dtype != bool:
+            raise ValueError(f"the mask is True where a pixel is known, not {self.mask.dtype}")
         if self.known.shape != x.shape:
             raise ValueError(f"the known images have shape {self.known.shape}, x has {x.shape}")
         return self.solver.start(x)

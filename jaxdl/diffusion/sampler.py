@@ -100,7 +100,8 @@ def sample(
       keys: one a row, as `jaxdl.decode.row_keys` makes them, for solvers that draw. What is drawn
         for a row depends on its key alone, not on its neighbours.
 
-    Raises ValueError where keys are missing, and where estimates are not shaped like x.
+    Raises ValueError where keys are missing or are not one a row, and where estimates are not
+    shaped like x.
     """
     step = denoising_step(denoise, solver, keys)
 
@@ -132,12 +133,15 @@ def denoising_step(
 ) -> Step[State, Move, Trajectory]:
     """Makes the pure step that `sample` scans, for loops of one's own over `moves`.
 
-    Raises ValueError where the solver draws noise and there are no keys.
+    Raises ValueError where the solver draws noise and there are no keys; the step does where they
+    are not one a row.
     """
     if solver.draws and keys is None:
         raise ValueError(f"{solver} draws noise: it needs keys, one a row")
 
     def step(state: State, move: Move) -> tuple[State, Trajectory]:
+        if keys is not None and keys.shape != (len(state.x),):
+            raise ValueError(f"{len(state.x)} rows need as many keys, not shape {keys.shape}")
         here = None if keys is None else derive_rows(keys, "step", move.index)
         state, x0 = solver.step(denoise, state, move, here)
         return state, Trajectory(state.x, x0)

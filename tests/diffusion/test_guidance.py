@@ -112,10 +112,11 @@ def test_outside_the_interval_only_the_condition_counts_and_nothing_else_is_comp
     assert len(calls) == 1
 
 
-def test_an_image_of_one_value_survives_rescaling():
-    flat = lambda x, time: jnp.full_like(x, 0.3)  # noqa: E731
+@pytest.mark.parametrize("value", [0.0, 0.25, -1.0])  # of which the mean is exact
+def test_an_image_of_one_value_stays_as_it_is_when_rescaled(value):
+    flat = lambda x, time: jnp.full_like(x, value)  # noqa: E731
     guided = guide(flat, flat, 3.0, rescale=0.5)(X, TIME)
-    assert np.isfinite(guided).all()
+    np.testing.assert_allclose(guided, np.full(SHAPE, value), rtol=1e-6)
 
 
 def test_a_guided_sample_moves_from_one_condition_to_beyond_the_other():

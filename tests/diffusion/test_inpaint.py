@@ -134,5 +134,8 @@ def test_what_cannot_be_meant_is_refused():
     around = Inpaint(DDIM(), KNOWN[:2], MASK[:2])
     with pytest.raises(ValueError, match="the known images"):
         sample(smooth, start(), GRID, solver=around, keys=KEYS)
+    soft = Inpaint(DDIM(), KNOWN, MASK.astype(jnp.float32))
+    with pytest.raises(ValueError, match="True where a pixel is known"):
+        sample(smooth, start(), GRID, solver=soft, keys=KEYS)
     with pytest.raises(ValueError, match="needs keys"):
         sample(smooth, start(), GRID, solver=Inpaint(DDIM(), KNOWN, MASK))

@@ -11,13 +11,17 @@ from jaxdl.diffusion import (
     DDIM,
     DDPM,
     EDM,
+    X0,
     Cosine,
     DPMSolver2M,
+    Epsilon,
     Grid,
     Heun,
     Level,
     Linear,
     UniPC,
+    V,
+    denoiser,
     denoising_step,
     forward_variance,
     karras,
@@ -229,8 +233,17 @@ def test_what_cannot_be_meant_is_refused(unchecked):
     x = prior(keys(), SHAPE, grid)
     with pytest.raises(ValueError, match="needs keys"):
         sample(mixing, x, grid, solver=DDPM())
+    for few in (keys()[0], keys()[:1]):
+        with pytest.raises(ValueError, match="3 rows need as many keys"):
+            sample(mixing, x, grid, solver=DDPM(), keys=few)
+    with pytest.raises(ValueError, match="not of shape"):
+        prior(keys()[0], SHAPE, grid)
     with pytest.raises(ValueError, match="answers with shape"):
         sample(lambda x, time: x[..., :1], x, grid, solver=DDIM())
+    for prediction in (V(), Epsilon(), X0()):  # which would make it x's own, by broadcasting
+        narrow = denoiser(lambda x, time: x[..., :1], Linear(), prediction)
+        with pytest.raises(ValueError, match="answers with shape"):
+            sample(narrow, x, grid, solver=DDIM())
     with pytest.raises(ValueError, match="eta"):
         DDIM(-0.1)
     with pytest.raises(ValueError, match="more noise"):
