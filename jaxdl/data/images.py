@@ -28,12 +28,15 @@ def to_float(images: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
 
 
 def to_channels(images: Images, channels: int) -> Float[Array, "b h w channels"]:
-    """Repeats grey images to `channels` channels; images that have them already stay as they are.
+    """Repeats grey images to `channels` channels, or mixes colours to grey (ITU-R 601 luma) for 1.
 
-    Raises ValueError where images are neither grey nor of that many channels.
+    Images that have that many already stay as they are. Raises ValueError where there is no way.
     """
     *rest, c = _shape(images)
-    _require(c in (1, channels), f"cannot make {channels} channels of {c}: only grey is repeated")
+    if (c, channels) == (3, 1):
+        return (images * jnp.array(_LUMA)).sum(-1, keepdims=True)
+    what = "only grey is repeated, and only colours are mixed to grey"
+    _require(c in (1, channels), f"cannot make {channels} channels of {c}: {what}")
     return jnp.broadcast_to(images, (*rest, channels))
 
 

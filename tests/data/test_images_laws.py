@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxdl.data import images as im
 
@@ -81,6 +82,15 @@ def test_normalise_and_its_inverse():
 def test_to_channels_repeats_grey():
     grey = IMAGES[..., :1]
     np.testing.assert_array_equal(im.to_channels(grey, 3), np.repeat(grey, 3, axis=-1))
+
+
+def test_to_channels_mixes_colours_as_pillow_does():
+    colours = np.random.default_rng(1).integers(0, 256, (2, 5, 4, 3), np.uint8)
+    mixed = im.to_channels(im.to_float(jnp.asarray(colours)), 1)
+    expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in colours])
+    np.testing.assert_allclose(255 * mixed[..., 0], expected, atol=0.51)  # it rounds
+    again = im.to_channels(im.to_channels(mixed, 3), 1)
+    np.testing.assert_allclose(again, mixed, rtol=1e-6)
 
 
 GREY, PAIR = jnp.zeros((2, 5, 4, 1)), jnp.zeros((3, 5, 4, 2))
