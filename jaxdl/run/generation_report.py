@@ -7,7 +7,7 @@ images there are, come with what real images, held out, and as many of them, get
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,8 @@ from jaxdl.run.progress import say
 from jaxdl.types import Key
 
 SIDE = 64  # pixels of a picture in a figure, about
-TRAINING = 20_000  # training images that samples are held against, at most
+TRAINING = 20_000  # training images whose features samples are held against, at most
+PART = 2048  # images that are compared, or read, at once
 
 
 class Real(NamedTuple):
@@ -39,43 +40,59 @@ class Real(NamedTuple):
     def of(cls, config: ImageConfig, source: Source, most: int) -> Real:
         """Reads `most` examples from all over a set, or all where there are fewer."""
         numbers = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)
-        rows = [source[int(i)] for i in numbers]
-        prepare = jax.jit(lambda images: pictures(config, images))
-        parts = [
-            np.asarray(prepare(np.stack([row["image"] for row in rows[i : i + 256]])))
-            for i in range(0, len(rows), 256)
-        ]
-        return cls(np.concatenate(parts), np.array([row["label"] for row in rows], np.int32))
+        parts = zip(*parts_of(config, source, numbers), strict=True)
+        return cls(*map(np.concatenate, parts))
+
+
+def parts_of(
+    config: ImageConfig, source: Source, numbers: Sequence[int] | np.ndarray
+) -> Iterator[Real]:
+    """Reads examples by their numbers, a part at a time."""
+    prepare = jax.jit(lambda images: pictures(config, images))
+    for start in range(0, len(numbers), PART):
+        rows = [source[int(i)] for i in numbers[start : start + PART]]
+        images = np.asarray(prepare(np.stack([row["image"] for row in rows])))
+        yield Real(images, np.array([row["label"] for row in rows], np.int32))
+
+
+def trained_on(config: ImageConfig, source: Source) -> Iterator[Float[np.ndarray, "_ h w c"]]:
+    """Goes through all that training has seen: the images, and their mirror images if it flips."""
+    for part in parts_of(config, source, range(len(source))):
+        yield part.images
+        if config.flip:
+            yield part.images[:, :, ::-1]
 
 
 def report_samples(
-    generator: Generator, judge: Judge, train: Real, test: Real, *, how: Sampling, key: Key,
-    figures: Path, labelled: bool, inception: InceptionFeatures | None = None,
+    generator: Generator, judge: Judge, train: Real, test: Real, *,
+    originals: Iterable[Float[np.ndarray, "_ h w c"]], how: Sampling, key: Key, figures: Path,
+    labelled: bool, inception: InceptionFeatures | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Samples an image for each test label, measures them, draws figures; returns the numbers.
 
     `conditional_accuracy` is the share of samples that the judge takes for their label, beside
     `judge_accuracy` on the test set. `frechet` is the distance of samples to the training set in
     the judge's features, beside `frechet_floor` of the test set to it. `diversity` and `novelty`
-    are 1 where samples are as diverse, and as far from their nearest training image, as test
-    images are, and 0 where they are all alike, or copies. With `inception`, `fid` and `fid_floor`
+    are 1 where samples are as diverse, and as far from the nearest of `originals`, as test images
+    are, and 0 where they are all alike, or copies. With `inception`, `fid` and `fid_floor`
     are the same two distances in its features (Heusel et al. 2017, arXiv:1706.08500).
     """
     images = generator.sample(test.labels, key, how)
     seen, of_train, of_test = (judge.look(x) for x in (images, train.images, test.images))
-    nearest, distances = neighbours(images, train.images)
+    # Samples and test images at once: the originals are gone through but once.
+    nearest, distances = neighbours(np.concatenate([images, test.images]), originals)
     numbers = judged(seen, of_train, of_test, test.labels, labelled=labelled)
-    farther = distances.mean() / neighbours(test.images, train.images)[1].mean()
-    numbers["novelty"] = float(farther)
+    of_samples, of_real = np.split(distances, 2)
+    numbers["novelty"] = float(of_samples.mean() / of_real.mean())
     groups = test.labels if labelled else seen.classes
     numbers["diversity"] = spread(seen, groups) / spread(of_test, test.labels)
     if inception is not None:
         real = inception(train.images)
         numbers["fid"] = frechet(inception(images), real)
         numbers["fid_floor"] = frechet(inception(test.images), real)
-    pairs = np.stack([images, train.images[nearest]], axis=1)
+    pairs = np.stack([images, nearest[: len(images)]], axis=1)
     draw_pairs(pairs, test.labels, figures / "neighbours.png")
-    say(f"{'samples':<10}{len(images):,}, by {how.sampler} in {how.steps} steps: {figures}")
+    say(f"{'samples':<10}{len(images):,}, {how}: {figures}")
     return {"test": numbers, "sampling": how._asdict()}
 
 
@@ -112,8 +129,8 @@ def draw_pairs(
     pairs: Float[np.ndarray, "b two h w c"], labels: Int[np.ndarray, " b"], path: Path
 ) -> None:
     """Draws samples from all over the classes, each above its nearest training image."""
-    by_class = np.argsort(labels, kind="stable")
-    shown = pairs[by_class[np.linspace(0, len(pairs) - 1, 20).astype(int)]]
+    ordered = pairs[np.argsort(labels, kind="stable")]
+    shown = ordered[np.linspace(0, len(pairs) - 1, 20).astype(int)]
     halves = [half.swapaxes(0, 1).reshape(-1, *pairs.shape[2:]) for half in np.split(shown, 2)]
     save_picture(path, sheet(np.concatenate(halves), columns=10, side=SIDE))
 
@@ -150,16 +167,19 @@ def frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
 
 
 def neighbours(
-    images: Float[np.ndarray, "b h w c"], others: Float[np.ndarray, "n h w c"]
-) -> tuple[Int[np.ndarray, " b"], Float[np.ndarray, " b"]]:
-    """Finds the nearest of the others for each image, and its Euclidean distance in pixels."""
-    flat, rest = (x.reshape(len(x), -1).astype(np.float64) for x in (images, others))
-    squares = (rest**2).sum(1)
-    nearest = np.concatenate([
-        (squares - 2 * part @ rest.T).argmin(1)
-        for part in np.array_split(flat, -(-len(flat) // 256))
-    ])  # fmt: skip
-    return nearest, np.sqrt(((flat - rest[nearest]) ** 2).sum(1))
+    images: Float[np.ndarray, "b h w c"], parts: Iterable[Float[np.ndarray, "_ h w c"]]
+) -> tuple[Float[np.ndarray, "b h w c"], Float[np.ndarray, " b"]]:
+    """Finds each one's nearest image in any of the parts, and its Euclidean distance in pixels."""
+    nearest, distances = np.empty_like(images), np.full(len(images), np.inf)
+    flat = images.reshape(len(images), -1)
+    for part in parts:
+        rest = part.reshape(len(part), -1)
+        # Squared distances, less the square of the image itself, which is the same for all.
+        found = ((rest**2).sum(1) - 2 * flat @ rest.T).argmin(1)
+        away = np.linalg.norm(flat - rest[found], axis=1)
+        closer = away < distances
+        nearest[closer], distances[closer] = part[found[closer]], away[closer]
+    return nearest, distances
 
 
 def spread(seen: Seen, groups: Sequence[int] | np.ndarray) -> float:

@@ -7,8 +7,17 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.image_generation import PRESETS
 from jaxdl.models import ReferenceCNN, UNet
-from jaxdl.run.generation_report import Real, frechet, neighbours, report_samples, spread
+from jaxdl.run.generation_report import (
+    PART,
+    Real,
+    frechet,
+    neighbours,
+    report_samples,
+    spread,
+    trained_on,
+)
 from jaxdl.run.generator import Generator, Sampling
 from jaxdl.run.judge import Judge, Seen
 from tests.run.generators import Pixels
@@ -42,10 +51,26 @@ def test_the_frechet_distance_is_that_of_the_square_root_of_the_product():
 def test_the_nearest_of_others_is_found_by_looking_at_each():
     a, b = (RNG.normal(size=(n, 2, 3, 1)).astype(np.float32) for n in (300, 11))
     distances = np.sqrt(((a[:, None] - b[None]) ** 2).sum((2, 3, 4)))
-    nearest, far = neighbours(a, b)
-    np.testing.assert_array_equal(nearest, distances.argmin(1))
+    nearest, far = neighbours(a, [b[:4], b[4:]])
+    np.testing.assert_array_equal(nearest, b[distances.argmin(1)])
     np.testing.assert_allclose(far, distances.min(1), rtol=1e-4)
-    np.testing.assert_allclose(neighbours(b, b)[1], 0, atol=1e-6)
+    np.testing.assert_array_equal(neighbours(b, [b[4:], b[:4]])[1], 0)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_what_training_has_seen_is_all_of_its_images_and_their_mirror_images(flip):
+    config = PRESETS["digits"]
+    config = dataclasses.replace(config, flip=flip, image_size=2)
+    rng = np.random.default_rng(4)
+    source = [
+        {"image": rng.integers(0, 256, (2, 2, 1), np.uint8), "label": 0} for _ in range(PART + 3)
+    ]
+    parts = [*trained_on(config, source)]
+    assert [len(part) for part in parts] == ([PART] * 2 + [3] * 2 if flip else [PART, 3])
+    stored = np.stack([row["image"] for row in source]).astype(np.float32) / 255
+    np.testing.assert_allclose(np.concatenate(parts[:: 1 + flip]), stored, atol=1e-6)
+    if flip:
+        np.testing.assert_allclose(np.concatenate(parts[1::2]), stored[:, :, ::-1], atol=1e-6)
 
 
 def test_spread_is_of_each_group_about_its_own_mean():
@@ -87,11 +112,12 @@ def test_samples_like_test_images_get_what_these_get_and_copies_are_told(classes
     fresh = {"fresh": real(40, 3).images, "copies": train.images[:40], "one": train.images[:1]}
     judge = Oracle(ReferenceCNN(classes=4), {})
     for name, images in fresh.items():
-        generator = Fixed(UNet(1, classes=classes), {}, (4, 4, 1), "cosine", "v", images)
+        generator = Fixed(UNet(1, classes=classes), {}, (4, 4, 1), "cosine", "v", images=images)
         drawn = {"how": Sampling(), "key": jax.random.key(0)}
         report = report_samples(
-            generator, judge, train, test, figures=tmp_path, labelled=classes is not None, **drawn
-        )
+            generator, judge, train, test, originals=[train.images], figures=tmp_path,
+            labelled=classes is not None, **drawn,
+        )  # fmt: skip
         results[name] = report["test"]
         assert report["sampling"] == {"sampler": "dpm", "steps": 20, "guidance": 1.0}
     perfect, copies, one = results.values()
@@ -110,9 +136,10 @@ def test_samples_like_test_images_get_what_these_get_and_copies_are_told(classes
 
 def test_fid_is_the_same_distance_in_the_features_that_are_given(tmp_path):
     train, test = real(80, 1), real(40, 2)
-    generator = Fixed(UNet(1, classes=4), {}, (4, 4, 1), "cosine", "v", real(40, 3).images)
+    generator = Fixed(UNet(1, classes=4), {}, (4, 4, 1), "cosine", "v", images=real(40, 3).images)
     judge, drawn = Oracle(ReferenceCNN(classes=4), {}), {"how": Sampling()}
     drawn |= {"key": jax.random.key(0), "figures": tmp_path, "labelled": True}
+    drawn |= {"originals": [train.images]}
     without = report_samples(generator, judge, train, test, **drawn)["test"]
     numbers = report_samples(generator, judge, train, test, inception=Pixels({}), **drawn)["test"]
     distances = {"fid": without["frechet"], "fid_floor": without["frechet_floor"]}
