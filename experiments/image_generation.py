@@ -33,6 +33,7 @@ from jaxdl.run.generation_report import (
     draw_reverse,
     draw_samples,
     report_samples,
+    trained_on,
 )
 from jaxdl.run.generation_table import measure
 from jaxdl.run.generation_verbs import inpaint, sample
@@ -65,6 +66,7 @@ class Config(GenerationConfig):
         """Refuses numbers that cannot be meant."""
         super().__post_init__()
         self._require(0 <= self.label_dropout < 1, "label_dropout", "must lie in [0, 1)")
+        self._require_withheld(self.label_dropout if self.conditional else 0)
         for name in ("measured", "judge_epochs"):
             self._require(getattr(self, name) > 0, name, "must be above 0")
 
@@ -130,8 +132,8 @@ def build(config: Config) -> Experiment:
         train = Real.of(config, data.train, TRAINING)
         test = Real.of(config, data.test, config.measured)
         return report_samples(
-            trained, judge, train, test, figures=figures, labelled=config.conditional,
-            inception=inception, **drawn,
+            trained, judge, train, test, originals=trained_on(config, data.train), figures=figures,
+            labelled=config.conditional, inception=inception, **drawn,
         )  # fmt: skip
 
     about = {"classes": data.classes, "stored_shape": data.train[0]["image"].shape}

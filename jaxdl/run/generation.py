@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +66,7 @@ class GenerationConfig(ImageConfig):
     prediction: PredictionName = "v"
     """What the network outputs."""
     sampler: SolverName = "dpm"
-    """How samples are taken in evaluation; the verb `sample` has its own option."""
+    """How samples are taken in evaluation, and by the verb `sample` unless it is told."""
     sampler_steps: int = 20
     """Steps of that sampler."""
     guidance: float = 1.0
@@ -80,11 +81,19 @@ class GenerationConfig(ImageConfig):
             self._require(getattr(self, name) > 0, name, "must be above 0")
         self._require(min(self.multipliers, default=0) > 0, "multipliers", "must be above 0")
         self._require(0 <= self.dropout < 1, "dropout", "must lie in [0, 1)")
+        most = NOISES[self.noise].steps
+        self._require(self.sampler_steps <= most, "sampler_steps", f"must be at most {most}")
+        self._require(math.isfinite(self.guidance), "guidance", "must be finite")
         levels = len(self.multipliers)
         self._require(
             len(self.attention) == levels, "attention", "must be as many as --multipliers"
         )
         self._require_multiple(self.patch * 2 ** (levels - 1))
+
+    def _require_withheld(self, share: float) -> None:
+        """Refuses guidance away from a network that training never makes."""
+        what = "must be 1: nothing is withheld in training, so there is nothing to guide away from"
+        self._require(self.guidance == 1 or share > 0, "guidance", what)
 
     @property
     def sampling(self) -> Sampling:
@@ -101,13 +110,14 @@ class GenerationConfig(ImageConfig):
     def about(self) -> dict[str, Any]:
         """What has to be known of an exported network, to sample from it."""
         return {
-            "image_shape": self.input_shape, "noise": self.noise, "prediction": self.prediction
+            "image_shape": self.input_shape, "noise": self.noise, "prediction": self.prediction,
+            "sampling": self.sampling._asdict(),
         }  # fmt: skip
 
     def generator(self, model: UNet | TextToImage, state: TrainState) -> Generator:
         """Makes a source of images of a state in training."""
-        weights = gathered(state.weights)
-        return Generator(model, weights, self.input_shape, self.noise, self.prediction)
+        weights, shape = gathered(state.weights), self.input_shape
+        return Generator(model, weights, shape, self.noise, self.prediction, self.sampling)
 
 
 def make_loss(
@@ -154,21 +164,21 @@ def image_keys(key: Key, images: UInt8[Array, "b h w c"]) -> Key:
 class SamplingConfig(VerbConfig):
     """Options of every verb `sample`."""
 
-    sampler: SolverName = "dpm"
-    """How to get from one noise level to the next."""
-    steps: int = 20
-    """Steps from noise to picture."""
-    guidance: float = 1.0
-    """1 is the network as it is, more exaggerates what it was told."""
+    sampler: SolverName | None = None
+    """How to get from one noise level to the next [default: as the run]."""
+    steps: int | None = None
+    """Steps from noise to picture [default: as the run]."""
+    guidance: float | None = None
+    """1 is the network as it is, more exaggerates what it is told [default: as the run]."""
     seed: int = 0
     """The same seed draws the same pictures."""
     out: Path | None = None
     """Where to write the sheet [default: samples/sample.png in the workdir]."""
 
-    @property
-    def how(self) -> Sampling:
-        """How samples are taken."""
-        return Sampling(self.sampler, self.steps, self.guidance)
+    def how(self, generator: Generator) -> Sampling:
+        """How samples are taken: as the run took them, but for what is asked otherwise."""
+        asked = {name: getattr(self, name) for name in Sampling._fields}
+        return generator.how._replace(**{k: v for k, v in asked.items() if v is not None})
 
     @property
     def path(self) -> Path:
@@ -176,10 +186,16 @@ class SamplingConfig(VerbConfig):
         return self.out or Workdir(self.workdir).samples / "sample.png"
 
 
-def check_sampling(generator: Generator, count: int, steps: int) -> None:
-    """Raises UserError for numbers that cannot be meant."""
+def check_sampling(generator: Generator, count: int, how: Sampling) -> None:
+    """Raises UserError for what cannot be meant, or would change nothing."""
     most = NOISES[generator.noise].steps
-    if not 1 <= steps <= most:
-        raise UserError(f"--steps must lie in [1, {most}], got {steps}")
+    if not 1 <= how.steps <= most:
+        raise UserError(f"--steps must lie in [1, {most}], got {how.steps}")
     if count < 1:
         raise UserError(f"--count must be at least 1, got {count}")
+    if not math.isfinite(how.guidance):
+        raise UserError(f"--guidance must be finite, got {how.guidance}")
+    if how.guidance != 1 and not generator.guidable:
+        raise UserError(
+            f"--guidance {how.guidance:g}: a run without classes has nothing to guide by"
+        )

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 import time
 
 import jax
@@ -27,16 +26,22 @@ from jaxdl.run.workdir import Workdir
 class MeasureConfig(VerbConfig):
     """Options of `measure`; of several, all combinations are measured."""
 
-    sampler: tuple[SolverName, ...] = ("dpm",)
-    """How to get from one noise level to the next."""
-    steps: tuple[int, ...] = (20,)
-    """Steps from noise to picture."""
-    guidance: tuple[float, ...] = (1.0,)
-    """1 is the network as it is, more exaggerates what it was told."""
+    sampler: tuple[SolverName, ...] = ()
+    """How to get from one noise level to the next [default: as the run]."""
+    steps: tuple[int, ...] = ()
+    """Steps from noise to picture [default: as the run]."""
+    guidance: tuple[float, ...] = ()
+    """1 is the network as it is, more exaggerates what it is told [default: as the run]."""
     count: int = 1000
     """Samples of each, of the classes of as many test images, or of all where there are fewer."""
     seed: int = 0
     """The same seed draws the same pictures."""
+
+    def ways(self, generator: Generator) -> list[Sampling]:
+        """Lists the combinations; of what is not given there is one, the run's own."""
+        own = zip(Sampling._fields, generator.how, strict=True)
+        given = [getattr(self, name) or (value,) for name, value in own]
+        return [*map(Sampling._make, itertools.product(*given))]
 
 
 def measure(options: MeasureConfig) -> None:
@@ -46,8 +51,9 @@ def measure(options: MeasureConfig) -> None:
     features, beside that of as many test images to them. Seconds are without compilation.
     """
     generator, _ = load_generator(options.workdir, UNet)
-    labelled = generator.model.classes is not None
-    check(options, generator, labelled=labelled)
+    ways, labelled = options.ways(generator), generator.guidable
+    for how in ways:
+        check_sampling(generator, options.count, how)
     workdir = Workdir(options.workdir)
     config = from_json(GenerationConfig, workdir.config()["config"])
     judge = read_judge(workdir.path / "judge")
@@ -61,9 +67,8 @@ def measure(options: MeasureConfig) -> None:
     say(row("sampler", "steps", "guidance", "accuracy", "frechet", "seconds"))
     say(row(f"{len(test.images)} test images", "", "", *cells(real), ""))
     workdir.samples.mkdir(exist_ok=True)
-    ways = itertools.product(options.sampler, options.steps, options.guidance)
     with (workdir.samples / "measured.jsonl").open("a") as lines:
-        for how in map(Sampling._make, ways):
+        for how in ways:
             draw = functools.partial(generator.sample, key=jax.random.key(options.seed), how=how)
             for size in {min(len(test.labels), BATCHES[-1]), len(test.labels) % BATCHES[-1]} - {0}:
                 draw(test.labels[:size])  # compiles what a whole batch takes, and what is left over
@@ -76,22 +81,6 @@ def measure(options: MeasureConfig) -> None:
             lines.flush()
             told = how.sampler, how.steps, f"{how.guidance:g}", *cells(found), f"{seconds:.1f}"
             say(row(*told))
-
-
-def check(options: MeasureConfig, generator: Generator, *, labelled: bool) -> None:
-    """Raises UserError for what cannot be meant, or would be measured for nothing."""
-    for name in ("sampler", "steps", "guidance"):
-        if not getattr(options, name):
-            raise UserError(f"--{name} needs one or more")
-    for steps in options.steps:
-        check_sampling(generator, options.count, steps)
-    for guidance in options.guidance:
-        if not math.isfinite(guidance):
-            raise UserError(f"--guidance must be finite, got {guidance}")
-        if guidance != 1 and not labelled:
-            raise UserError(
-                f"--guidance {guidance:g}: a run without classes has nothing to guide by"
-            )
 
 
 def cells(found: dict[str, float]) -> tuple[str, str]:

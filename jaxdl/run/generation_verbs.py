@@ -35,15 +35,16 @@ class SampleConfig(SamplingConfig):
 def sample(options: SampleConfig) -> None:
     """Draws a sheet of pictures, a row a class."""
     generator, about = load_generator(options.workdir, UNet)
-    check_sampling(generator, options.count, options.steps)
-    names = about["classes"] if generator.model.classes is not None else [""]
-    chosen = range(len(names)) if options.label is None else [number(names, options.label)]
-    labels = np.repeat(np.array(chosen, np.int32), options.count)
-    images = generator.sample(labels, jax.random.key(options.seed), options.how)
-    path = options.path
-    save_picture(path, sheet(images, columns=options.count))
-    told = [names[i] for i in chosen]
-    say(f"{path}  {options.count} of each: {', '.join(told)}" if told[0] else str(path))
+    how = options.how(generator)
+    check_sampling(generator, options.count, how)
+    names = about["classes"] if generator.guidable else []
+    every = [*range(len(names))]
+    chosen = every if options.label is None else [number(names, options.label)]
+    labels = np.repeat(np.array(chosen or [0], np.int32), options.count)
+    images = generator.sample(labels, jax.random.key(options.seed), how)
+    save_picture(options.path, sheet(images, columns=options.count))
+    told = f"of each: {', '.join(names[i] for i in chosen)}" if chosen else "pictures"
+    say(f"{options.path}  {options.count} {told}, {how}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,8 @@ class InpaintConfig(VerbConfig):
     """Pictures to make."""
     steps: int = 50
     """Steps from noise to picture; each is taken three times."""
-    guidance: float = 1.0
-    """As of `sample`, where there is a label."""
+    guidance: float | None = None
+    """As of `sample`, where there is a label [default: as the run]."""
     invert: bool = False
     """Invert the picture: for dark strokes on white paper, where training had the reverse."""
     seed: int = 0
@@ -73,16 +74,20 @@ class InpaintConfig(VerbConfig):
 def inpaint(options: InpaintConfig) -> None:
     """Makes up what is hidden of a picture: the picture, what is shown of it, and the results."""
     generator, about = load_generator(options.workdir, UNet)
-    check_sampling(generator, options.count, options.steps)
+    told, guidance = generator.model.classes or 0, 1.0
+    if options.label is not None:
+        told = number(about["classes"] if generator.guidable else [], options.label)
+        guidance = generator.how.guidance if options.guidance is None else options.guidance
+    elif options.guidance not in (None, 1):
+        raise UserError(f"--guidance {options.guidance:g} needs a --label to guide by")
+    how = Sampling("ddpm", options.steps, guidance)
+    check_sampling(generator, options.count, how)
     h, w, c = generator.shape
-    stored = about["stored_shape"]
-    picture = decode_image(options.picture, size=(h, w), channels=stored[-1])
+    channels = min(c, about["stored_shape"][-1])  # as in training, grey is repeated, colours mixed
+    picture = decode_image(options.picture, size=(h, w), channels=channels)
     picture = np.broadcast_to((255 - picture if options.invert else picture) / 255, (h, w, c))
     mask = np.broadcast_to(shown(h, w, options.hide)[..., None], (h, w, c))
     known, masks = (np.broadcast_to(a, (options.count, h, w, c)) for a in (picture, mask))
-    none = generator.model.classes or 0
-    told = none if options.label is None else number(about["classes"], options.label)
-    how = Sampling("ddpm", options.steps, 1.0 if options.label is None else options.guidance)
     labels = np.full(options.count, told, np.int32)
     key = jax.random.key(options.seed)
     images = generator.inpaint(known.astype(np.float32), masks, labels, key=key, how=how)
@@ -105,5 +110,7 @@ def shown(h: int, w: int, hide: str) -> Bool[np.ndarray, "h w"]:
 def number(names: list[str], label: str) -> int:
     """Finds a class by its name; raises UserError with the names that there are."""
     if label not in names:
-        raise UserError(f"--label {label}: there are {', '.join(names)}")
+        raise UserError(
+            f"--label {label}: there are {', '.join(names) or 'no classes in this run'}"
+        )
     return names.index(label)

@@ -66,11 +66,16 @@ Given = Int[np.ndarray, "b ..."]
 
 
 class Sampling(NamedTuple):
-    """How samples are taken."""
+    """How samples are taken: by which solver, in how many steps, and at what scale of guidance."""
 
     sampler: SolverName = "dpm"
     steps: int = 20
     guidance: float = 1.0
+
+    def __str__(self) -> str:
+        """Says so in a line."""
+        guided = "" if self.guidance == 1 else f", guidance {self.guidance:g}"
+        return f"by {self.sampler} in {self.steps} steps{guided}"
 
     @property
     def walk(self) -> dict[str, Any]:
@@ -96,6 +101,13 @@ class Generator:
     shape: tuple[int, int, int]
     noise: NoiseName
     prediction: PredictionName
+    # As its run sampled, and as it is sampled unless something else is asked for.
+    how: Sampling = dataclasses.field(default_factory=Sampling)
+
+    @property
+    def guidable(self) -> bool:
+        """Whether it is told anything, without which there is nothing to guide by."""
+        return not isinstance(self.model, UNet) or self.model.classes is not None
 
     def sample(self, given: Given, key: Key, how: Sampling) -> Float[np.ndarray, "b h w c"]:
         """Samples an image for each row; a network that is never told anything does not look."""
@@ -126,7 +138,8 @@ class Generator:
     ) -> Float[np.ndarray, "b h w c"]:
         """Samples what is not known, where the mask is false, of images in [0, 1]; by DDPM."""
         keys, image = row_keys(key, len(given)), jnp.asarray(known, jnp.float32) * 2 - 1
-        made = _inpaint(*self.call(given, how), keys, known=image, mask=mask, **how.walk)
+        walk = how._replace(sampler="ddpm").walk
+        made = _inpaint(*self.call(given, how), keys, known=image, mask=mask, **walk)
         return np.asarray(made)
 
     def call(self, given: Given, how: Sampling) -> tuple[Constant, Params, Given, Array | None]:
@@ -216,7 +229,8 @@ def load_generator(
     x, time = ShapeDtypeStruct((1, *shape), jnp.float32), ShapeDtypeStruct((1,), jnp.float32)
     tokens = [ShapeDtypeStruct((1, 1), jnp.int32)] if kind is TextToImage else []
     check_parameters(flatten(params), model, x, time, *tokens, where=str(folder))
-    return Generator(model, params, shape, about["noise"], about["prediction"]), about
+    how = Sampling(**about.get("sampling", {}))
+    return Generator(model, params, shape, about["noise"], about["prediction"], how), about
 
 
 def to_pictures(x: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:

@@ -70,6 +70,7 @@ class CaptionConfig(GenerationConfig):
         for name in ("scenes", "text_width", "text_layers", "measured", "judge_epochs", "length"):
             self._require(getattr(self, name) > 0, name, "must be above 0")
         self._require(0 <= self.text_dropout < 1, "text_dropout", "must lie in [0, 1)")
+        self._require_withheld(self.text_dropout)
         self._require(self.vocabulary > 257, "vocabulary", "must be above 257")
         what = f"must be a multiple of 2 x --heads, {2 * self.heads}"
         self._require(self.text_width % (2 * self.heads) == 0, "text_width", what)
@@ -123,23 +124,22 @@ class PromptConfig(SamplingConfig):
     """What to draw, in quotes, or several; "" is anything."""
     count: int = 4
     """Pictures a prompt."""
-    guidance: float = 2.0
-    """1 is the network as it is, more exaggerates what the prompt says."""
 
 
 def sample(options: PromptConfig) -> None:
     """Draws a sheet of pictures, a row a prompt."""
     generator, about = load_generator(options.workdir, TextToImage)
-    check_sampling(generator, options.count, options.steps)
+    how = options.how(generator)
+    check_sampling(generator, options.count, how)
     if not options.prompt:
         raise UserError("--prompt needs what to draw, in quotes")
     tokenizer = load_tokenizer(Workdir(options.workdir).model)
     tokens = read_prompts(tokenizer, options.prompt, about["length"])
     given = np.repeat(tokens, options.count, axis=0)
-    images = generator.sample(given, jax.random.key(options.seed), options.how)
+    images = generator.sample(given, jax.random.key(options.seed), how)
     save_picture(options.path, sheet(images, columns=options.count, side=SIDE))
     told = "; ".join(prompt or "(no text)" for prompt in options.prompt)
-    say(f"{options.path}  {options.count} of each: {told}")
+    say(f"{options.path}  {options.count} of each: {told}, {how}")
 
 
 def draw_prompts(

@@ -17,10 +17,11 @@ from jaxdl.errors import UserError
 from jaxdl.models import UNet
 from jaxdl.run.cli import from_json, newest
 from jaxdl.run.experiment import Session
-from jaxdl.run.generation import image_keys
+from jaxdl.run.generation import check_sampling, image_keys
 from jaxdl.run.generation_report import judged
-from jaxdl.run.generation_table import MeasureConfig, check, measure
-from jaxdl.run.generator import load_generator
+from jaxdl.run.generation_table import MeasureConfig, measure
+from jaxdl.run.generation_verbs import InpaintConfig, SampleConfig, inpaint, sample
+from jaxdl.run.generator import Sampling, load_generator
 from jaxdl.run.images import load
 from jaxdl.run.judge import Seen, trained_judge
 from jaxdl.run.pictures import GAP
@@ -97,7 +98,7 @@ def test_samples_are_measured_in_every_way_and_as_the_report_measures_them(run, 
         (("--steps", "0"), "--steps must lie in [1, 1000], got 0"),
         (("--count", "0"), "--count must be at least 1, got 0"),
         (("--guidance", "nan"), "--guidance must be finite, got nan"),
-        (("--sampler",), "--sampler"),
+        (("--sampler", "euler"), "--sampler"),
     ],
 )
 def test_what_cannot_be_measured_is_told_in_one_line(run, capsys, options, told):
@@ -107,11 +108,39 @@ def test_what_cannot_be_measured_is_told_in_one_line(run, capsys, options, told)
     assert told in line
 
 
-def test_a_run_without_classes_has_no_accuracy_and_no_guidance(run):
-    generator, _ = load_generator(run, UNet)
+def test_what_is_not_asked_for_is_as_the_run_has_it(run, monkeypatch, capsys):
+    generator, about = load_generator(run, UNet)
+    assert generator.how == Sampling("dpm", 3, 1.0)  # of TINY
+    assert about["sampling"] == generator.how._asdict()
+    guided = dataclasses.replace(generator, how=Sampling("unipc", 4, 1.5))
+    assert SampleConfig(workdir=run).how(guided) == guided.how
+    asked = SampleConfig(workdir=run, sampler="ddim", guidance=1.0)
+    assert asked.how(guided) == Sampling("ddim", 4, 1.0)
+    assert MeasureConfig(workdir=run).ways(guided) == [guided.how]
+    several = MeasureConfig(workdir=run, steps=(2, 9), guidance=(0.0, 3.0)).ways(guided)
+    assert several == [("unipc", steps, scale) for steps in (2, 9) for scale in (0, 3)]
+
+    monkeypatch.setattr("jaxdl.run.generation_verbs.load_generator", lambda *_: (guided, about))
+    sample(SampleConfig(workdir=run, count=1, out=run / "one.png"))
+    assert "one.png  1 of each: 0, 1, 2" in (out := capsys.readouterr().out)
+    assert out.endswith("by unipc in 4 steps, guidance 1.5\n")
+
+
+def test_a_run_without_classes_has_no_accuracy_no_label_and_no_guidance(run, monkeypatch, capsys):
+    generator, about = load_generator(run, UNet)
     free = dataclasses.replace(generator, model=generator.model.clone(classes=None))
     with pytest.raises(UserError, match="--guidance 2: a run without classes has nothing"):
-        check(MeasureConfig(workdir=Path("."), guidance=(1.0, 2.0)), free, labelled=False)
+        check_sampling(free, 1, Sampling(guidance=2.0))
+    monkeypatch.setattr("jaxdl.run.generation_verbs.load_generator", lambda *_: (free, about))
+    for options in (
+        SampleConfig(workdir=run, label="3"),
+        InpaintConfig(workdir=run, picture=Path("a.png"), label="3"),
+    ):
+        verb = sample if isinstance(options, SampleConfig) else inpaint
+        with pytest.raises(UserError, match="--label 3: there are no classes in this run"):
+            verb(options)
+    with pytest.raises(UserError, match="--guidance 3 needs a --label"):
+        inpaint(InpaintConfig(workdir=run, picture=Path("a.png"), guidance=3.0))
     seen = Seen(np.eye(4), np.random.default_rng(0).normal(size=(4, 3)))
     labels = np.arange(4)
     assert "conditional_accuracy" not in judged(seen, seen, seen, labels, labelled=False)
@@ -220,6 +249,18 @@ def test_the_verb_inpaint_shows_the_picture_what_was_told_and_completions(run, t
     assert (cells[1][:, :4] == 128).all()
 
 
+def test_a_picture_in_colours_is_mixed_to_grey_where_training_was(run, tmp_path, monkeypatch):
+    generator, about = load_generator(run, UNet)
+    stored = {**about, "stored_shape": [8, 8, 3]}
+    monkeypatch.setattr("jaxdl.run.generation_verbs.load_generator", lambda *_: (generator, stored))
+    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    out = tmp_path / "out.png"
+    inpaint(InpaintConfig(workdir=run, picture=tmp_path / "a.png", count=1, steps=2, out=out))
+    drawn = read_picture(out)[GAP : GAP + 40 : 5, GAP : GAP + 40 : 5, 0]
+    np.testing.assert_array_equal(drawn, np.asarray(Image.fromarray(colours).convert("L")))
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -247,6 +288,10 @@ def test_a_mistake_is_told_in_one_line(arguments, told, run, capsys):
         ({"image_size": 9}, "--image-size must be a multiple of 2"),
         ({"attention": (True,)}, "--attention must be as many as --multipliers"),
         ({"sampler_steps": 0}, "--sampler-steps must be above 0"),
+        ({"sampler_steps": 1001}, "--sampler-steps must be at most 1000"),
+        ({"guidance": float("nan")}, "--guidance must be finite"),
+        ({"guidance": 2.0, "conditional": False}, "--guidance must be 1: nothing is withheld"),
+        ({"guidance": 2.0, "label_dropout": 0.0}, "--guidance must be 1: nothing is withheld"),
         ({"label_dropout": 1.0}, "--label-dropout must lie in"),
         ({"measured": 0}, "--measured must be above 0"),
     ],
@@ -261,7 +306,9 @@ def test_the_network_of_every_preset_is_built(preset):
     config = PRESETS[preset]
     x, time = jnp.zeros((2, *config.input_shape)), jnp.zeros(2)
     for conditional in (True, False):
-        model = make_model(dataclasses.replace(config, conditional=conditional), classes=7)
+        model = make_model(
+            dataclasses.replace(config, conditional=conditional, guidance=1.0), classes=7
+        )
         init = lambda model=model: model.init_with_output(jax.random.key(0), x, time, train=False)  # noqa: E731
         assert jax.eval_shape(init)[0].shape == x.shape
         assert model.classes == (7 if conditional else None)
