@@ -21,13 +21,15 @@ class Task(NamedTuple):
     init: Callable[[Key], Params]
     tx: optax.GradientTransformation
     batch: dict[str, Any]
+    compiler_options: dict[str, str] | None = None
 
     def compile(self) -> tuple[Any, TrainState]:
         """Returns the compiled train step, and a state."""
         create = partial(TrainState.create, lambda key: (self.init(key), {}), self.tx)
         state = jax.jit(create)(jax.random.key(0))
         step = jax.jit(make_train_step(self.loss, self.tx), donate_argnums=0)
-        return step.lower(state, self.batch).compile(), state
+        lowered = step.lower(state, self.batch)
+        return lowered.compile(compiler_options=self.compiler_options), state
 
     def temporary_bytes(self) -> int:
         """Returns what a step needs beside its arguments and results, by XLA's own account."""

@@ -78,7 +78,7 @@ def test_on_normal_data_the_flow_is_followed_at_the_order_of_the_solver(
         assert order - 0.25 < measured < order + 0.75, measured
 
 
-@pytest.mark.parametrize("solver", CHAINS[:1] + CHAINS[2:], ids=named)
+@pytest.mark.parametrize("solver", CHAINS, ids=named)
 @pytest.mark.parametrize("schedule", [EDM(0.02, 20.0), Linear()], ids=named)
 def test_on_normal_data_the_chains_mean_and_variance_converge_at_order_one(solver, schedule):
     """Both follow an affine recursion, whose factors the step shows of a few points."""
