@@ -28,6 +28,10 @@ TRANSFORMER: tuple[Rule, ...] = (
     (r"(^|/)((query|key|value|up|gate)/bias|(out|down)/kernel)$", PartitionSpec("tensor")),
 )
 
+# Where the parameters of a scanned `jaxdl.layers.block.Stack` are. Rules are of one layer, and the
+# axis of layers before its own stays whole.
+STACKED = r"(^|/)blocks/"
+
 # Elements from which FSDP splits a parameter. Gathering a smaller one takes as long as a message
 # takes to arrive, and saves less than 256 KiB.
 LARGE = 2**16
@@ -42,8 +46,9 @@ def split_parameters(
 ) -> dict[str, PartitionSpec]:
     """Gives each parameter, by path, its split over a mesh of these sizes.
 
-    The first rule that matches decides; after that, FSDP splits each parameter of `large` or more
-    elements along one axis that is still whole.
+    The first rule that matches decides, for one layer even where layers are stacked (`STACKED`);
+    after that, FSDP splits each parameter of `large` or more elements along one axis that is still
+    whole.
 
     Raises ValueError where a rule decides nothing, and UserError where one does not divide.
     """
@@ -53,7 +58,8 @@ def split_parameters(
         spec = PartitionSpec()
         for pattern, candidate in rules:
             if re.search(pattern, path):
-                spec = _fitting(path, shape, candidate, sizes)
+                layers = (None,) if re.search(STACKED, path) else ()
+                spec = _fitting(path, shape, PartitionSpec(*layers, *candidate), sizes)
                 unused = [name for name in unused if name != pattern]
                 break
         specs[path] = fully_shard(shape, spec, sizes, large=large)

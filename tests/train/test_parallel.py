@@ -8,7 +8,7 @@ import pytest
 from jaxdl.data import ArraySource, Resident
 from jaxdl.losses import softmax_cross_entropy
 from jaxdl.metrics import Mean
-from jaxdl.models import MLP
+from jaxdl.models import MLP, EncoderDecoder, TransformerLM
 from jaxdl.models.apply import apply, initialise
 from jaxdl.train import Aux, TrainState, make_train_step
 from jaxdl.train.fsdp import fully_sharded
@@ -16,6 +16,7 @@ from jaxdl.train.loop import Feed
 from jaxdl.train.optim import OPTIMIZERS
 from jaxdl.train.rules import TRANSFORMER
 from jaxdl.train.sharding import Placement
+from tests.parameters import random_params
 from tests.train.families import CLASSES, STEPS, trained
 from tests.train.tiny import assert_close
 
@@ -79,6 +80,34 @@ def test_tensor_parallel_blocks_train_as_on_one_device():
     assert_equal(many, trained("tokens"))
     kernel = many.shardings.params["attention"]["query"]["kernel"]
     assert set(jax.tree.leaves(tuple(kernel.spec))) == {"fsdp", "tensor"}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        TransformerLM(12, width=8, layers=2, heads=2, limit=6, style="modern", scan=True),
+        slow(TransformerLM(12, width=8, layers=2, heads=2, limit=6)),
+        slow(EncoderDecoder(12, width=8, heads=2, scan=True)),
+        slow(EncoderDecoder(12, width=8, heads=2)),
+    ],
+    ids=lambda model: f"{type(model).__name__}-{'scan' if model.scan else 'loop'}",
+)
+def test_a_transformer_over_a_tensor_mesh_has_the_gradient_of_one_device(model):
+    tokens = np.random.default_rng(0).integers(1, 12, (4, 6)).astype(np.int32)
+    sides = 2 if isinstance(model, EncoderDecoder) else 1
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, tokens):
+        logits, _ = apply(model, params, {}, *[tokens] * sides)
+        logits = logits if sides == 2 else logits[0]
+        return softmax_cross_entropy(logits[:, :-1], tokens[:, 1:]).mean()
+
+    params = random_params(model, *[jnp.asarray(tokens)] * sides)
+    placement = Placement.over({"data": 2, "tensor": 2}, rules=TRANSFORMER)
+    split = jax.device_put(params, placement.parameter_shardings(params))
+    many = gradient(split, placement.split({"tokens": tokens})["tokens"])
+    assert_close(many, gradient(params, jnp.asarray(tokens)))
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxdl.errors import UserError
+from jaxdl.models import EncoderDecoder, TransformerLM
 from jaxdl.train.rules import TRANSFORMER, follow, fully_shard, split_parameters, without
+from jaxdl.train.state import leaf_name
 
 SHAPES = {
     "block/attention/query/kernel": (10, 4, 6),
@@ -66,6 +70,36 @@ def test_a_block_of_a_transformer_is_split_by_heads_and_hidden_units():
         "block/up/bias": ("tensor",),
         "block/down/kernel": ("tensor",),
     }
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize(
+    ("model", "sides"),
+    [
+        (TransformerLM(22, width=12, layers=4, heads=2, limit=8), 1),
+        (TransformerLM(22, width=12, layers=4, heads=2, limit=8, style="modern"), 1),
+        (EncoderDecoder(22, width=12, layers=4, heads=2), 2),
+    ],
+    ids=["gpt2", "modern", "encoder-decoder"],
+)
+def test_both_transformers_are_split_by_heads_and_hidden_units_and_never_by_layers(
+    model, sides, scan
+):
+    model, tokens = model.clone(scan=scan), [jnp.ones((1, 8), jnp.int32)] * sides
+    init = lambda: model.init(jax.random.key(0), *tokens, train=False)  # noqa: E731
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init)["params"])
+    shapes = {leaf_name(path): leaf.shape for path, leaf in leaves}
+    found = split_parameters(shapes, TRANSFORMER, sizes(tensor=2))
+    layers = (None,) if scan else ()
+    for path, spec in found.items():
+        layer, name = path.split("/")[-2:]
+        if layer in ("query", "key", "value", "up", "gate"):
+            assert tuple(spec) == (*layers, *[None] * (name == "kernel"), "tensor"), path
+        elif layer in ("out", "down") and name == "kernel":
+            assert tuple(spec) == (*layers, "tensor"), path
+        else:
+            assert spec == P(), path
+    assert sum(any(spec) for spec in found.values()) >= 6 * (1 if scan else 4) * sides
 
 
 @pytest.mark.parametrize("fsdp", [1, 2])
