@@ -41,19 +41,23 @@ def attend(
     *,
     drop: Callable[[Array], Array] = lambda weights: weights,
 ) -> tuple[Float[Array, "b t n k"], Float[Array, "b n t s"]]:
-    """Computes softmax(q k^T / sqrt(k)) v where the mask is true, and the weights; in float32.
+    """Computes softmax(q k^T / sqrt(k)) v where the mask is true, and the weights.
 
-    Where all of a query's mask is false its weights are uniform, and mean nothing. With fewer
-    heads in the memory each serves a group of queries (Ainslie et al. 2023, arXiv:2305.13245).
-    `drop` is applied to the weights on their way to the values.
+    Scores and weights are float32, whatever the type of queries, keys and values; what the weights
+    make of the values is of the values' type. Where all of a query's mask is false its weights are
+    uniform, and mean nothing. With fewer heads in the memory each serves a group of queries
+    (Ainslie et al. 2023, arXiv:2305.13245). `drop` is applied to the weights on their way to the
+    values.
     """
     b, t, n, k = queries.shape
     m = memory.keys.shape[2]
-    grouped = (queries / k**0.5).reshape(b, t, m, n // m, k)
+    # There are fewer queries than scores to scale, but in 16 bits their quotients are rounded.
+    before, after = (k**0.5, 1.0) if queries.dtype == jnp.float32 else (1.0, k**0.5)
+    grouped = (queries / before).reshape(b, t, m, n // m, k)
     # Heads first, and then products of plain matrices, with a group's queries in one.
     grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(b, m, -1, k)
     keys, values = (x.swapaxes(1, 2) for x in memory)
-    scores = (grouped @ keys.swapaxes(2, 3)).astype(jnp.float32)
+    scores = jnp.matmul(grouped, keys.swapaxes(2, 3), preferred_element_type=jnp.float32) / after
     scores = jnp.where(mask[:, None], scores.reshape(b, n, t, -1), -1e30)
     weights = softmax(scores)
     dropped = drop(weights).astype(values.dtype).reshape(b, m, -1, values.shape[2])
@@ -61,13 +65,34 @@ def attend(
     return y.swapaxes(1, 2), weights
 
 
-def fused_serves(queries: Float[Array, "b t n k"]) -> bool:
-    """Tells whether cuDNN's fused attention takes these: 16-bit heads of 8 to 128 units, on a GPU.
+def fused_serves(queries: Float[Array, "b t n k"], memory: KeysValues) -> bool:
+    """Tells whether cuDNN's fused attention takes these, with a mask, and has a gradient.
 
-    It keeps no weights, so memory does not grow with t s.
+    That is 16-bit heads of 8, 16, ... 128 units and an even t and s, where programs are compiled
+    for an NVIDIA GPU of compute capability 8.0 (Ampere) or above.
+
+    It keeps no weights, (b, n, t, s) in float32. But it reads the mask as a 16-bit number each, so
+    that memory still grows with t s, and nothing that the mask hides is left out.
     """
-    k = queries.shape[-1]
-    return jax.default_backend() == "gpu" and queries.dtype.itemsize == 2 and k % 8 == 0 and k < 129
+    _, t, _, k = queries.shape
+    fits = queries.dtype.itemsize == 2 and k % 8 == 0 and k <= 128
+    return fits and t % 2 == memory.keys.shape[1] % 2 == 0 and _on_ampere()
+
+
+def _on_ampere() -> bool:
+    device = jax.local_devices()[0]
+    return "cuda" in device.client.platform_version and float(device.compute_capability) >= 8
+
+
+def memory_heads(heads: int, kv_heads: int | None) -> int:
+    """Returns how many heads keys and values have: as many as queries, where None are given.
+
+    Raises ValueError unless there is one at least, and the heads of queries share them evenly.
+    """
+    m = heads if kv_heads is None else kv_heads
+    if m < 1 or heads % m:
+        raise ValueError(f"{heads} heads do not share {m} heads of keys and values evenly")
+    return m
 
 
 def causal(t: int) -> Bool[Array, "1 t t"]:
@@ -90,7 +115,7 @@ class Attention(nn.Module):
 
     width: int
     heads: int
-    kv_heads: int | None = None  # heads of the memory, as many if not given
+    kv_heads: int | None = None  # heads of the memory, see `memory_heads`
     bias: bool = True
     normalise: bool = False  # queries and keys, by head (Henry et al. 2020, arXiv:2010.04245)
     rotary: bool = False
@@ -102,12 +127,10 @@ class Attention(nn.Module):
 
     def setup(self):
         """Makes the layers."""
-        m = self.kv_heads or self.heads
+        m = memory_heads(self.heads, self.kv_heads)
         if self.width % self.heads or (self.rotary and self.width // self.heads % 2):
             what = f"{self.heads} heads" + (" of even width" if self.rotary else "")
             raise ValueError(f"a width of {self.width} does not split over {what}")
-        if self.heads % m:
-            raise ValueError(f"{self.heads} heads do not share {m} heads of keys and values evenly")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         dense = partial(Dense, use_bias=self.bias, kernel_init=self.kernel_init, **dtypes)
         wide = m * (self.width // self.heads)
@@ -139,7 +162,7 @@ class Attention(nn.Module):
         queries = self.query_norm(queries) if self.normalise else queries
         queries = self._turn(queries, positions)
         wanted = self.is_mutable_collection("intermediates") or (train and self.dropout > 0)
-        if fused_serves(queries) and not wanted:
+        if fused_serves(queries, memory) and not wanted:
             mask = jnp.broadcast_to(mask[:, None], (len(x), 1, *mask.shape[1:]))
             fused = jax.nn.dot_product_attention
             y = fused(queries, *memory, mask=mask, implementation="cudnn")

@@ -19,7 +19,11 @@ def places(segments: Int[Array, "b t"]) -> Int[Array, "b t"]:
 
 
 def sinusoids(positions: Num[Array, "*b t"], width: int) -> Float[Array, "*b t d"]:
-    """Computes sin and cos of positions / 10000^(2i / d) (section 3.5), the sines first."""
+    """Computes sin and cos of positions / 10000^(2i / d), the sines first.
+
+    Section 3.5 of Vaswani et al. 2017 (arXiv:1706.03762), which has them in turn. Raises ValueError
+    for an odd width.
+    """
     angles = _angles(positions, width)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
@@ -37,5 +41,7 @@ def rotate(x: Float[Array, "b t n k"], positions: Int[Array, "#b t"]) -> Float[A
 
 
 def _angles(positions: Num[Array, "*b t"], width: int) -> Float[Array, "*b t _"]:
+    if width % 2:
+        raise ValueError(f"positions are told by pairs of numbers; a width of {width} is odd")
     rates = 10_000.0 ** (-jnp.arange(width // 2) / (width // 2))
     return positions[..., None] * rates.reshape((1,) * positions.ndim + rates.shape)

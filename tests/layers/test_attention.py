@@ -1,9 +1,15 @@
-"""Attention against a formula in NumPy, and positions by segment."""
+"""Attention against a formula in NumPy, in 16 bits and by a fused call, and positions."""
 
+from functools import partial
+from types import SimpleNamespace
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from jaxdl.layers.attention import KeysValues, attend
+from jaxdl.layers import attention
+from jaxdl.layers.attention import Attention, KeysValues, attend, fused_serves, memory_heads
 from jaxdl.layers.embed import places, sinusoids
 
 
@@ -25,6 +31,91 @@ def test_attention_is_a_softmax_of_what_the_mask_leaves():
                 np.testing.assert_allclose(out[b, t, n], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_scores_and_weights_in_16_bits_are_those_of_float32():
+    rng = np.random.default_rng(1)
+    draw = lambda n: jnp.asarray(3 * rng.normal(size=(2, 5, n, 12)), jnp.bfloat16)  # noqa: E731
+    q, k, v, g = map(draw, (4, 2, 2, 4))
+    mask = jnp.ones((1, 5, 5), bool)
+
+    def both(q, k, v, g):  # not compiled: XLA on CPU leaves out roundings
+        out, back, weights = jax.vjp(lambda *x: attend(x[0], KeysValues(*x[1:]), mask), q, k, v,
+                                     has_aux=True)  # fmt: skip
+        return weights, (out, back(g))
+
+    weights, results = both(q, k, v, g)
+    exact, expected = both(*(x.astype(jnp.float32) for x in (q, k, v, g)))
+    assert weights.dtype == jnp.float32
+    np.testing.assert_allclose(weights, exact, rtol=1e-5, atol=1e-7)
+    for x, y in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
+        assert x.dtype == jnp.bfloat16
+        np.testing.assert_allclose(x.astype(jnp.float32), y, atol=0.02 * np.abs(y).max())
+
+
+def on_a_gpu(monkeypatch, version="PJRT C API cuda 12090", capability="8.0"):
+    client = SimpleNamespace(platform_version=version)
+    device = SimpleNamespace(client=client, compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+
+
+def shaped(t=6, s=4, k=8, dtype=jnp.bfloat16):
+    queries, keys = jnp.zeros((2, t, 4, k), dtype), jnp.zeros((2, s, 2, k), dtype)
+    return queries, KeysValues(keys, keys)
+
+
+def test_fused_attention_is_asked_for_what_it_serves_alone(monkeypatch):
+    assert not fused_serves(*shaped())  # here, on a CPU
+    on_a_gpu(monkeypatch)
+    assert fused_serves(*shaped())
+    assert fused_serves(*shaped(k=128, dtype=jnp.float16))
+    for unserved in ({"dtype": jnp.float32}, {"k": 12}, {"k": 136}, {"t": 5}, {"s": 5},
+                     {"t": 5, "s": 5}):  # fmt: skip
+        assert not fused_serves(*shaped(**unserved)), unserved
+    for old in ({"capability": "7.5"}, {"version": "rocm 6.2", "capability": "gfx942"}):
+        on_a_gpu(monkeypatch, **old)
+        assert not fused_serves(*shaped())
+    on_a_gpu(monkeypatch, capability="10.0")
+    assert fused_serves(*shaped())
+
+
+def test_the_fused_call_is_attention_with_the_same_mask_and_groups(monkeypatch):
+    rng = np.random.default_rng(2)
+    x, source = (jnp.asarray(rng.normal(size=(3, t, 16)), jnp.float32) for t in (6, 4))
+    layer = Attention(16, 4, kv_heads=2)
+
+    def attend_to(layer, x, source, mask):
+        return layer(x, layer.remember(source), mask)
+
+    masks = jnp.asarray(rng.random((3, 6, 4)) < 0.7).at[..., 0].set(True)
+    params = jax.jit(partial(layer.init, method=attend_to))(jax.random.key(0), x, source, masks)
+    plain = [layer.apply(params, x, source, mask, method=attend_to) for mask in (masks, masks[:1])]
+    fused = jax.nn.dot_product_attention
+    calls = []
+
+    def by_xla(*arrays, implementation, **options):
+        calls.append(implementation)
+        return fused(*arrays, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    monkeypatch.setattr(attention, "fused_serves", lambda *_: True)
+    for mask, expected in zip((masks, masks[:1]), plain, strict=True):
+        y = layer.apply(params, x, source, mask, method=attend_to)
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    assert calls == ["cudnn"] * 2
+    # Whoever asks for the weights is served by what has them.
+    layer.apply(params, x, source, masks, method=attend_to, mutable=["intermediates"])
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("kv_heads", [-1, 0, 3, 8])
+def test_heads_that_are_not_shared_evenly_are_told(kv_heads):
+    with pytest.raises(ValueError, match=f"4 heads do not share {kv_heads} heads of keys"):
+        memory_heads(4, kv_heads)
+
+
+def test_heads_of_the_memory_are_as_many_as_asked_for_else_all():
+    assert [memory_heads(4, m) for m in (None, 1, 2, 4)] == [4, 1, 2, 4]
+
+
 def test_positions_are_the_waves_of_the_paper():
     waves = np.asarray(sinusoids(jnp.array([[0, 7]]), 6))
     for i in range(3):
@@ -32,6 +123,8 @@ def test_positions_are_the_waves_of_the_paper():
         np.testing.assert_allclose(waves[0, 1, [i, 3 + i]], [np.sin(angle), np.cos(angle)],
                                    rtol=1e-5)  # fmt: skip
     assert waves[0, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(ValueError, match="a width of 9 is odd"):
+        sinusoids(jnp.array([[0, 7]]), 9)
 
 
 def test_places_begin_anew_in_every_segment():
