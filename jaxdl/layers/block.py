@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,7 @@ from jaxdl.types import PyTree
 Memories = tuple[KeysValues, ...]  # one a block
 Norm = Literal["layer", "rms"]
 Hidden = Literal["relu", "gelu", "swiglu"]
+HIDDEN = {"relu": jax.nn.relu, "gelu": gelu_tanh, "swiglu": silu}  # of the last, of its gate
 
 
 class FeedForward(nn.Module):
@@ -51,13 +52,16 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Computes the MLP of each token by itself."""
+        if self.activation not in HIDDEN:
+            raise ValueError(f"no activation {self.activation!r}; there are {', '.join(HIDDEN)}")
+        activation = HIDDEN[self.activation]
         shared = {"use_bias": self.bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
         y = Dense(self.hidden, kernel_init=self.kernel_init, name="up", **shared)(x)
         if self.activation == "swiglu":
             gate = Dense(self.hidden, kernel_init=self.kernel_init, name="gate", **shared)(x)
-            y = silu(gate) * y
+            y = activation(gate) * y
         else:
-            y = {"relu": jax.nn.relu, "gelu": gelu_tanh}[self.activation](y)
+            y = activation(y)
         return Dense(self.width, kernel_init=self.out_kernel_init, name="down", **shared)(y)
 
 
@@ -153,8 +157,9 @@ class Stack(nn.Module):
     """Blocks on top of each other and, where it is given, a normalisation on top of them.
 
     `scan` compiles one block for all, whose parameters are stacked: the time to compile no longer
-    grows with the layers. `remat` keeps each block's input alone and computes the rest again for
-    the gradient. Neither changes what is computed.
+    grows with the layers. It is the same function of the same parameters; but from the same seed
+    they start otherwise, and dropout draws otherwise. `remat` keeps each block's input alone and
+    computes the rest again for the gradient, and changes no number.
     """
 
     layers: int
@@ -230,7 +235,12 @@ def unstack(tree: PyTree, layers: int) -> tuple[PyTree, ...]:
 
 
 def make_norm(norm: Norm, *, bias: bool = True, **dtypes: Any) -> nn.Module:
-    """Makes layer normalisation (Ba et al. 2016) or RMS normalisation (Zhang, Sennrich 2019)."""
+    """Makes layer normalisation (Ba et al. 2016) or RMS normalisation (Zhang, Sennrich 2019).
+
+    Raises ValueError for any other.
+    """
+    if norm not in get_args(Norm):
+        raise ValueError(f"no normalisation {norm!r}; there are {', '.join(get_args(Norm))}")
     if norm == "rms":
         return RMSNorm(epsilon=1e-6, **dtypes)
     return LayerNorm(epsilon=1e-5, use_bias=bias, **dtypes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -11,12 +11,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxdl.layers.attention import KeysValues, causal, same_segment
+from jaxdl.layers.attention import KeysValues, causal, memory_heads, same_segment
 from jaxdl.layers.block import Block, Memories, Stack, make_norm
 from jaxdl.layers.dropout import Dropout
 from jaxdl.layers.embed import places
 from jaxdl.rows import choose_rows
 from jaxdl.types import Params
+
+Style = Literal["gpt2", "modern"]
 
 
 class Cache(NamedTuple):
@@ -49,9 +51,9 @@ class TransformerLM(nn.Module):
     width: int = 128
     layers: int = 4
     heads: int = 4
-    limit: int = 1024  # most tokens that it sees at once
-    style: Literal["gpt2", "modern"] = "gpt2"
-    kv_heads: int | None = None  # heads of keys and values, as many as `heads` if not given
+    limit: int = 1024  # most tokens that it sees at once, 2 at least
+    style: Style = "gpt2"
+    kv_heads: int | None = None  # heads of keys and values, as many as `heads` for None
     dropout: float = 0.0
     scan: bool = False  # see `jaxdl.layers.block.Stack`, as for `remat`
     remat: bool = False
@@ -60,6 +62,10 @@ class TransformerLM(nn.Module):
 
     def setup(self):
         """Makes the layers."""
+        if self.style not in get_args(Style):
+            raise ValueError(f"no style {self.style!r}; there are {', '.join(get_args(Style))}")
+        if self.limit < 2:  # what is full forgets the first half of it
+            raise ValueError(f"a limit is 2 tokens at least, got {self.limit}")
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         normal = nn.initializers.normal
         self.embed = nn.Embed(self.vocabulary, self.width, embedding_init=normal(0.02), **dtypes)
@@ -97,12 +103,15 @@ class TransformerLM(nn.Module):
 
         Without a cache rows begin here, and may be packed: `segments` 1, 2, ... keep apart what
         does not belong together. With one, rows go on where it ends; it has to have room for t
-        more, which `extend` makes. Raises ValueError for more tokens than `limit`. While training
-        it draws from the rng "dropout".
+        more, which `extend` makes. Raises ValueError for more tokens than `limit`, and for segments
+        beside a cache, whose rows are of one text each. While training it draws from the rng
+        "dropout".
         """
         t = tokens.shape[1]
         if t > self.limit:
             raise ValueError(f"{t} tokens are more than the {self.limit} that the network sees")
+        if carry is not None and segments is not None:
+            raise ValueError("segments are for rows that begin here, not for those of a cache")
         caches, begin = (None, None) if carry is None else (carry.blocks, carry.count)
         if begin is not None:
             at = begin[:, None] + jnp.arange(t)[None]
@@ -125,7 +134,8 @@ class TransformerLM(nn.Module):
     @nn.nowrap
     def initial_carry(self, b: int) -> Cache:
         """Returns the cache before the first token, with `limit` empty places a row."""
-        shape = b, self.limit, self.kv_heads or self.heads, self.width // self.heads
+        m = memory_heads(self.heads, self.kv_heads)
+        shape = b, self.limit, m, self.width // self.heads
         dtype = self.dtype or self.param_dtype
         empty = lambda: KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))  # noqa: E731
         tokens, count = jnp.zeros((b, self.limit), jnp.int32), jnp.zeros(b, jnp.int32)
@@ -134,7 +144,7 @@ class TransformerLM(nn.Module):
     @property
     def stretch(self) -> int:
         """Most tokens that `extend` takes at once."""
-        return max(1, self.limit // 2)
+        return self.limit // 2
 
     @nn.nowrap
     def extend(

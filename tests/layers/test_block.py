@@ -1,5 +1,6 @@
 """Blocks and stacks: a scan is a loop, remat is none, post is post; the MLP by its formula."""
 
+import inspect
 from functools import partial
 
 import jax
@@ -123,6 +124,13 @@ def test_swiglu_is_its_formula():
     hidden = up * gate / (1 + np.exp(-gate))
     expected = hidden @ weights["down"]["kernel"] + weights["down"]["bias"]
     np.testing.assert_allclose(mlp.apply({"params": params}, X), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_not_known_is_told_with_what_there_is():
+    with pytest.raises(ValueError, match="no activation 'gelo'; there are relu, gelu, swiglu"):
+        FeedForward(D, 12, "gelo").init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match="no normalisation 'batch'; there are layer, rms"):
+        inspect.unwrap(make_norm)("batch")  # checked annotations would be first to speak
 
 
 def test_products_of_rotated_vectors_depend_on_their_distance_alone():

@@ -83,6 +83,8 @@ def test_no_logit_depends_on_later_tokens_and_every_one_on_all_of_the_source(par
         assert np.abs(of_heard - base).max(-1).min() > 1e-6
 
 
-def test_heads_that_do_not_divide_the_width_are_told():
+def test_a_width_that_heads_or_positions_do_not_divide_is_told():
     with pytest.raises(ValueError, match="16 does not split over 3 heads"):
         random_params(MODEL.clone(heads=3), *[jnp.ones((1, 2), jnp.int32)] * 2)
+    with pytest.raises(ValueError, match="a width of 9 is odd"):
+        random_params(MODEL.clone(width=9, heads=3), *[jnp.ones((1, 2), jnp.int32)] * 2)

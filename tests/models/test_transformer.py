@@ -166,8 +166,17 @@ def test_what_does_not_fit_is_told():
         init(model, jnp.ones((1, 11), jnp.int32))
     with pytest.raises(ValueError, match="16 does not split over 3 heads"):
         init(make("gpt2", heads=3), TOKENS)
-    with pytest.raises(ValueError, match="4 heads do not share 3"):
-        init(make("modern", kv_heads=3), TOKENS)
+    for m in (3, 0):
+        with pytest.raises(ValueError, match=f"4 heads do not share {m}"):
+            init(make("modern", kv_heads=m), TOKENS)
+        with pytest.raises(ValueError, match=f"4 heads do not share {m}"):
+            make("modern", kv_heads=m).initial_carry(B)
+    with pytest.raises(ValueError, match="no style 'llama'; there are gpt2, modern"):
+        init(make("llama"), TOKENS)
+    with pytest.raises(ValueError, match="a limit is 2 tokens at least, got 1"):
+        init(make("gpt2", limit=1), TOKENS[:, :1])
+    with pytest.raises(ValueError, match="segments are for rows that begin here"):
+        model.apply({"params": fill(model)}, TOKENS, model.initial_carry(B), TOKENS, train=False)
 
 
 def test_dropout_acts_in_training_alone():
