@@ -1,4 +1,15 @@
-"""Beam search: the most probable sequences that a few best beginnings lead to."""
+"""Beam search: the most probable sequences that a few best beginnings lead to.
+
+It takes any step (see `jaxdl.decode`) and the carry before the first token. An encoder-decoder's is
+of its source. A causal language model's is of a prompt but for its last token, with which the
+search begins:
+
+>>> tokens, lengths = pad_prompts([tokenizer.encode("def ")])  # doctest: +SKIP
+>>> carry, _ = model.read(params, model.initial_carry(1), tokens, lengths - 1)  # doctest: +SKIP
+>>> last = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0]  # doctest: +SKIP
+>>> step = jax.tree_util.Partial(model.step, params)  # doctest: +SKIP
+>>> beam_search(step, carry, last, beams=4, limit=100, stop=end)  # doctest: +SKIP
+"""
 
 from __future__ import annotations
 
@@ -15,7 +26,8 @@ from jaxdl.types import PyTree, Step
 class Beams(NamedTuple):
     """The `beams` best sequences n of each row, best first; after an end there are zeros.
 
-    An end counts in `lengths`. Scores are log-probabilities in nats over the length penalty.
+    An end counts in `lengths`. Scores are log-probabilities in nats over the length penalty; that
+    of an empty place, for which there were too few sequences, is -inf.
     """
 
     tokens: Int[Array, "b n t"]
@@ -61,7 +73,8 @@ def beam_search(
       carry: before the first token; every leaf has the leading axis b.
       first: the token that begins each row; it is not returned.
       beams: sequences to follow a row.
-      limit: most tokens a row, its end counted.
+      limit: most tokens a row, its end counted. Where the carry has room for fewer, logits, and so
+        scores, are NaN (`EncoderDecoder`), unless the step makes room (`TransformerLM`).
       stop: the token that ends a row.
       alpha: of the length penalty; 0 ranks by log-probability, which favours short sequences.
     """

@@ -1,6 +1,10 @@
-"""Laws of beam search, on a network that is a table: the next token depends on the last two."""
+"""Laws of beam search, on a network that is a table: the next token depends on the last two.
+
+And on a causal language model, which is searched through its cache.
+"""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +12,10 @@ import numpy as np
 import pytest
 
 from jaxdl.beam import beam_search, length_penalty
-from jaxdl.decode import generate, row_keys
+from jaxdl.decode import generate, pad_prompts, row_keys
+from jaxdl.models import TransformerLM
 from jaxdl.sampling import greedy
+from tests.parameters import random_params
 
 V, STOP, LIMIT, B = 5, 1, 4, 3
 
@@ -63,6 +69,9 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_sequences(table, step, alpha)
             assert found.lengths[row, place] == len(sequence)
             expected = [*sequence, *[0] * (LIMIT - len(sequence))]
             assert found.tokens[row, place].tolist() == expected
+        # Places that nothing was left for are empty.
+        assert (found.scores[row, len(ranked) :] == -np.inf).all()
+        assert len(ranked) < wide
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6])
@@ -87,3 +96,54 @@ def test_a_batch_gives_what_its_rows_give_one_by_one(step):
         np.testing.assert_allclose(together.scores[row], alone.scores[0], rtol=1e-6)
     assert len({together.tokens[row].tobytes() for row in range(B)}) == B
     assert (np.diff(together.scores) <= 0).all()
+
+
+def test_logits_that_are_not_numbers_are_told_by_the_score(step):
+    def full(step, carry, tokens):
+        row, logits = step(carry["row"], tokens)
+        logits = jnp.where(carry["count"][:, None] < 2, logits, jnp.nan)
+        return {"row": row, "count": carry["count"] + 1}, logits
+
+    carry = {"row": carry_of(range(B)), "count": jnp.zeros(B, jnp.int32)}
+    search = partial(beam_search, jax.tree_util.Partial(full, step), carry, first(B), beams=2,
+                     stop=V)  # fmt: skip
+    assert np.isfinite(search(limit=2).scores).all()
+    assert np.isnan(search(limit=3).scores).all()
+
+
+LM = TransformerLM(13, width=16, layers=1, heads=2, limit=8)
+PROMPTS = [np.array([3, 5, 2, 7, 4]), np.array([6]), np.array([2, 9, 8])]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(LM, jnp.ones((1, 2), jnp.int32))
+
+
+def search_after(params, prompts, **options):
+    """Searches as the docstring of `jaxdl.beam` has it, further than the cache has places."""
+    tokens, lengths = pad_prompts(prompts, multiple=5)
+    carry, _ = jax.jit(LM.read)(params, LM.initial_carry(len(prompts)), tokens, lengths - 1)
+    last = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0]
+    step = jax.tree_util.Partial(LM.step, params)
+    return beam_search(step, carry, last, limit=6, stop=STOP, **options)
+
+
+def test_one_beam_through_a_cache_is_greedy_writing(params):
+    found = search_after(params, PROMPTS, beams=1)
+    step, read = (jax.tree_util.Partial(f, params) for f in (LM.step, LM.read))
+    keys, carry = row_keys(jax.random.key(0), B), LM.initial_carry(B)
+    drawn = generate(step, carry, *pad_prompts(PROMPTS, multiple=5), keys, read=read,
+                     sampler=greedy, limit=6, stop=(STOP,))  # fmt: skip
+    np.testing.assert_array_equal(found.tokens[:, 0], drawn.tokens)
+    log = drawn.logprobs.sum(1) / length_penalty(drawn.lengths, 0.6)
+    np.testing.assert_allclose(found.scores[:, 0], log, rtol=1e-4)
+
+
+def test_prompts_of_many_lengths_are_searched_after_as_one_by_one(params):
+    together = search_after(params, PROMPTS, beams=3)
+    for row, prompt in enumerate(PROMPTS):
+        alone = search_after(params, [prompt], beams=3)
+        np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
+        np.testing.assert_allclose(together.scores[row], alone.scores[0], rtol=1e-4)
+    assert len({together.tokens[row].tobytes() for row in range(B)}) == B

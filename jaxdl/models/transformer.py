@@ -179,7 +179,8 @@ class TransformerLM(nn.Module):
     ) -> tuple[Cache, Float[Array, "b v"]]:
         """Reads a ragged batch at once, as `step` would token by token: cache, and last logits.
 
-        Lengths are at most `limit`, and the cache has room for them.
+        Lengths are at most `limit`, and the cache has room for them. After nothing, a length of 0,
+        the logits mean nothing.
         """
         tokens = tokens[:, : self.limit]
         result: Any = self.apply({"params": params}, tokens, carry, train=False)
