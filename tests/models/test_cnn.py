@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax.errors import ScopeParamShapeError
 
@@ -15,6 +14,7 @@ from jaxdl.losses import softmax_cross_entropy
 from jaxdl.models import MLP, ReferenceCNN, ResidualCNN
 from jaxdl.models.apply import apply, initialise
 from jaxdl.models.cnn import ResidualBlock
+from tests.overfit import overfit
 
 CLASSES = 5
 SHAPE = (8, 12, 3)  # two halvings; all sizes are distinct
@@ -70,22 +70,12 @@ def test_one_batch_is_overfitted_within_100_steps(name):
     model = MODELS[name].clone(dropout=0.0)
     images, labels = examples(b=8)
     params = jax.jit(lambda: model.init(jax.random.key(1), images, train=False)["params"])()
-    tx = optax.adam(1e-2)
 
-    @jax.jit
-    def step(params, state):
-        def objective(params):
-            logits = model.apply({"params": params}, images, train=True)
-            return softmax_cross_entropy(logits, labels).mean()
+    def loss(params):
+        logits = model.apply({"params": params}, images, train=True)
+        return softmax_cross_entropy(logits, labels).mean()
 
-        loss, gradient = jax.value_and_grad(objective)(params)
-        updates, state = tx.update(gradient, state)
-        return optax.apply_updates(params, updates), state, loss
-
-    state, losses = tx.init(params), []
-    for _ in range(100):
-        params, state, loss = step(params, state)
-        losses.append(float(loss))
+    params, losses = overfit(loss, params)
     assert losses[0] > 1
     assert losses[-1] < 0.01
     # In training it is the same network as in evaluation.

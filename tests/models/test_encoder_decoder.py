@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from jaxdl.data.packing import first_fit, lay_out
+from jaxdl.losses import softmax_cross_entropy
 from jaxdl.models import EncoderDecoder
+from tests.overfit import overfit
 from tests.parameters import random_params
+from tests.reach import assert_reach, reach
 
 V, LENGTHS = 23, ((5, 3), (2, 7), (4, 4), (7, 2), (3, 5))
 MODEL = EncoderDecoder(V, width=16, layers=2, heads=2, dropout=0.2)
@@ -68,19 +71,39 @@ def test_token_by_token_with_a_cache_is_the_whole_at_once(sides, params, separat
         assert np.isnan(np.asarray(logits)).all() == (t >= 7)  # past the limit
 
 
-def test_no_logit_depends_on_later_tokens_and_every_one_on_all_of_the_source(params, forward):
+def test_a_token_feels_those_before_it_and_all_of_its_source_and_nothing_else(params):
     rng = np.random.default_rng(1)
-    source, tokens = (rng.integers(2, V, (2, 6)).astype(np.int32) for _ in range(2))
-    base = np.asarray(forward(params, jnp.asarray(source), jnp.asarray(tokens)))
-    for at in range(6):
-        said, heard = tokens.copy(), source.copy()
-        said[:, at] -= 1
-        heard[:, at] -= 1
-        of_said = np.asarray(forward(params, jnp.asarray(source), jnp.asarray(said)))
-        of_heard = np.asarray(forward(params, jnp.asarray(heard), jnp.asarray(tokens)))
-        np.testing.assert_array_equal(of_said[:, :at], base[:, :at])
-        assert np.abs(of_said - base)[:, at:].max(-1).min() > 1e-5
-        assert np.abs(of_heard - base).max(-1).min() > 1e-6
+    source, tokens = (jnp.asarray(rng.integers(1, V, (2, t)), jnp.int32) for t in (6, 5))
+    source, before = source.at[0, 4:].set(0), np.tri(5, dtype=bool)
+    of_source, of_tokens = reach(MODEL, params, source, tokens, sides=2)
+    assert_reach(of_tokens, np.broadcast_to(before, (2, 5, 5)))
+    assert_reach(of_source, np.broadcast_to((source > 0)[:, None], (2, 5, 6)))
+    heard = np.array([[1, 1, 2, 2, 2, 0], [1, 2, 3, 3, 3, 3]], np.int32)
+    said = np.array([[1, 2, 2, 0, 0], [1, 1, 2, 3, 3]], np.int32)
+    packed = (source, tokens, jnp.asarray(heard), jnp.asarray(said))
+    of_source, of_tokens = reach(MODEL, params, *packed, sides=2)
+    assert_reach(of_tokens, before & (said[:, :, None] == said[:, None]))
+    assert_reach(of_source, said[:, :, None] == heard[:, None])
+
+
+@pytest.mark.parametrize(
+    "post_norm", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["pre", "post"]
+)
+def test_one_batch_is_overfitted_within_100_steps(post_norm):
+    rng = np.random.default_rng(2)
+    source, target = (jnp.asarray(rng.integers(2, V, (4, t)), jnp.int32) for t in (6, 5))
+    # All begin alike: what is to be written can be known from the source alone.
+    tokens = jnp.pad(target, ((0, 0), (1, 0)), constant_values=1)[:, :-1]
+    model = MODEL.clone(layers=1, dropout=0.0, post_norm=post_norm)
+    init = lambda: model.init(jax.random.key(0), source, tokens, train=False)  # noqa: E731
+
+    def loss(params):
+        logits = model.apply({"params": params}, source, tokens, train=True)
+        return softmax_cross_entropy(logits, target).mean()
+
+    _, losses = overfit(loss, jax.jit(init)()["params"])
+    assert losses[0] > 2
+    assert losses[-1] < 0.1
 
 
 def test_a_width_that_heads_or_positions_do_not_divide_is_told():

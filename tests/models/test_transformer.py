@@ -7,8 +7,11 @@ import pytest
 
 from jaxdl.decode import generate, pad_prompts, prefill, row_keys
 from jaxdl.layers.block import unstack
+from jaxdl.losses import softmax_cross_entropy
 from jaxdl.models import TransformerLM
 from jaxdl.sampling import greedy
+from tests.overfit import overfit
+from tests.reach import assert_reach, reach
 
 B, T, V, LIMIT = 2, 7, 13, 10
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(1, V, (B, T)), jnp.int32)
@@ -93,15 +96,14 @@ def test_a_text_longer_than_the_limit_is_read_from_its_last_tokens(network):
         model.extend(params, carry, jnp.asarray(text[:, :6]))
 
 
-def test_logits_depend_on_what_came_before_and_on_nothing_after(network):
+def test_a_token_feels_what_came_before_it_in_its_segment_and_nothing_else(network):
     model, params, _ = network
-    forward = jax.jit(lambda t: model.apply({"params": params}, t, train=False)[0])
-    base = np.asarray(forward(TOKENS))
-    for place in range(T):
-        changed = TOKENS.at[:, place].set(TOKENS[:, place] % (V - 1) + 1)
-        after = np.asarray(forward(changed))
-        np.testing.assert_array_equal(after[:, :place], base[:, :place])
-        assert np.abs(after - base)[:, place:].max(-1).min() > 1e-5
+    before = np.tri(T, dtype=bool)
+    (felt,) = reach(model, params, TOKENS)
+    assert_reach(felt, np.broadcast_to(before, (B, T, T)))
+    segments = np.array([[1, 1, 1, 2, 2, 0, 0], [1, 2, 2, 2, 2, 2, 0]], np.int32)
+    (felt,) = reach(model, params, TOKENS, None, jnp.asarray(segments))
+    assert_reach(felt, before & (segments[:, :, None] == segments[:, None]))
 
 
 def test_a_packed_row_gives_what_its_texts_give_alone(network):
@@ -148,6 +150,21 @@ def test_scanned_layers_compute_what_a_loop_does_with_a_cache_too(style):
     carries = [jax.jit(m.read)(p, m.initial_carry(B), TOKENS, lengths)[0]
                for m, p in ((scanned, params), (looped, loose))]  # fmt: skip
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *carries)
+
+
+@pytest.mark.parametrize("style", ["gpt2", "modern"])
+def test_one_batch_is_overfitted_within_100_steps(style):
+    model = make(style)
+    params = jax.jit(lambda: model.init(jax.random.key(0), TOKENS, train=False)["params"])()
+
+    def loss(params):
+        # The first tokens of the rows are not the same, so all that follows can be known.
+        logits, _ = model.apply({"params": params}, TOKENS[:, :-1], train=True)
+        return softmax_cross_entropy(logits, TOKENS[:, 1:]).mean()
+
+    _, losses = overfit(loss, params)
+    assert losses[0] > 2
+    assert losses[-1] < 0.02
 
 
 def test_gpt2_has_as_many_parameters_as_the_original():
