@@ -40,7 +40,9 @@ class Config(PairConfig):
     """Options of translation."""
 
     width: int = 128
-    """Width of the model; its MLPs have four times as many hidden units."""
+    """Width of the model."""
+    hidden: int | None = None
+    """Hidden units of each MLP [default: four times the width]."""
     layers: int = 2
     """Layers of the encoder, and as many of the decoder."""
     heads: int = 4
@@ -55,6 +57,8 @@ class Config(PairConfig):
         super().__post_init__()
         for name in ("width", "layers", "heads"):
             self._require(getattr(self, name) > 0, name, "must be above 0")
+        if self.hidden is not None:
+            self._require(self.hidden > 0, "hidden", "must be above 0")
         for name in ("dropout", "label_smoothing"):
             self._require(0 <= getattr(self, name) < 1, name, "must lie in [0, 1)")
         what = f"must be a multiple of 2 x --heads, {2 * self.heads}"
@@ -73,7 +77,8 @@ DE_EN = dataclasses.replace(
 PRESETS = {
     "dates": DATES,
     "multi30k-de-en": DE_EN,
-    # Transformer-Tiny, of Wu et al. 2021 (ACL): 4 + 4 layers of 128.
+    # 4 + 4 layers of 128, as Transformer-Tiny (Wu et al. 2021, ACL), whose MLPs are half as wide:
+    # --hidden 256.
     "multi30k-en-de": dataclasses.replace(
         DE_EN, pairs="multi30k-en-de", width=128, layers=4, heads=4, epochs=30, learning_rate=5e-3
     ),
@@ -84,8 +89,8 @@ PRESETS = {
 def make_model(config: Config, vocabulary: int) -> EncoderDecoder:
     """Makes the config's network."""
     return EncoderDecoder(
-        vocabulary, width=config.width, layers=config.layers, heads=config.heads,
-        dropout=config.dropout, dtype=config.dtype,
+        vocabulary, width=config.width, hidden=config.hidden, layers=config.layers,
+        heads=config.heads, dropout=config.dropout, dtype=config.dtype,
     )  # fmt: skip
 
 
