@@ -129,7 +129,7 @@ def build(config: Config) -> Experiment:
     def finish(state: TrainState, workdir: Workdir, placement: Placement) -> dict[str, Any]:
         trained = interpreter(state)
         sources = [pair.source for pair in data.test]
-        translations = trained.translate(sources, beam=config.beam)
+        translations = trained.translate(sources, beam=config.beam, alpha=config.alpha)
         shown = [p._replace(target=t) for p, t in zip(data.test, translations, strict=True)]
         latin = [pair for pair in shown if max(pair.source) < "\u2e80"]  # what the font has
         draw_attention(trained, latin[:4] or shown[:4], workdir.figures / "attention.png")

@@ -22,6 +22,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdl.types import PyTree, Step
 
+ALPHA = 0.6  # of the length penalty, as in Vaswani et al. 2017, section 6.1, arXiv:1706.03762
+
 
 class Beams(NamedTuple):
     """The `beams` best sequences n of each row, best first; after an end there are zeros.
@@ -60,7 +62,8 @@ def beam_search(
     beams: int,
     limit: int,
     stop: int,
-    alpha: float = 0.6,
+    alpha: float = ALPHA,
+    limits: Int[Array, " b"] | None = None,
 ) -> Beams:
     """Searches for what is most probably written after `first`, in one compiled call.
 
@@ -77,8 +80,10 @@ def beam_search(
         scores, are NaN (`EncoderDecoder`), unless the step makes room (`TransformerLM`).
       stop: the token that ends a row.
       alpha: of the length penalty; 0 ranks by log-probability, which favours short sequences.
+      limits: most tokens of each row, from 1 to `limit`, where they differ; they end the row.
     """
     b, rows = len(first), jnp.arange(len(first))[:, None]
+    limits = jnp.full(b, limit) if limits is None else limits
     start = _Search(
         jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), carry),
         jnp.zeros((b, beams, limit), jnp.int32),
@@ -109,7 +114,7 @@ def beam_search(
             jnp.where(was, s.logprobs[rows, parent], rank),
             s.lengths[rows, parent] + ~was,
             # Where there were too few continuations, a place is empty; it may be taken later.
-            was | ((token == stop) & (rank > -jnp.inf)),
+            was | ((token == stop) & (rank > -jnp.inf)) | (n + 1 >= limits)[:, None],
         )
 
     going = lambda x: (x[0] < limit) & ~x[1].ended.all()  # noqa: E731

@@ -98,6 +98,20 @@ def test_a_batch_gives_what_its_rows_give_one_by_one(step):
     assert (np.diff(together.scores) <= 0).all()
 
 
+def test_a_row_with_a_limit_of_its_own_is_searched_as_if_it_were_alone(step):
+    options, limits = {"beams": 3, "stop": STOP}, [2, LIMIT, 1]
+    together = beam_search(step, carry_of(range(B)), first(B), limit=LIMIT,
+                           limits=jnp.array(limits), **options)  # fmt: skip
+    free = beam_search(step, carry_of(range(B)), first(B), limit=LIMIT, **options)
+    for row, limit in enumerate(limits):
+        alone = beam_search(step, carry_of([row]), first(1), limit=limit, **options)
+        np.testing.assert_array_equal(together.tokens[row, :, :limit], alone.tokens[0])
+        assert not together.tokens[row, :, limit:].any()
+        np.testing.assert_array_equal(together.lengths[row], alone.lengths[0])
+        np.testing.assert_allclose(together.scores[row], alone.scores[0], rtol=1e-6)
+    assert (free.lengths[0] > limits[0]).any()
+
+
 def test_logits_that_are_not_numbers_are_told_by_the_score(step):
     def full(step, carry, tokens):
         row, logits = step(carry["row"], tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Array, Int
 
 from jaxdl.backend import CompilationCache
-from jaxdl.beam import beam_search
+from jaxdl.beam import ALPHA, beam_search
 from jaxdl.data.bpe import BPETokenizer
 from jaxdl.data.pair_pipeline import (
     BEGIN,
@@ -35,9 +37,11 @@ from jaxdl.run.config import RunConfig, operational
 from jaxdl.run.progress import say
 from jaxdl.run.workdir import Workdir
 from jaxdl.sampling import greedy
-from jaxdl.types import Array, Params
+from jaxdl.types import Params
 
-ROOM = 32  # tokens that a translation may have more than its source, padded
+# Tokens that a translation may have more than its source, its end counted, as in Vaswani et al.
+# 2017, section 6.1.
+ROOM = 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,8 @@ class PairConfig(RunConfig):
     """Places of a row, of the longer side; several pairs are packed into it."""
     beam: int = 1
     """Beams of the final translations; 1 is greedy."""
+    alpha: float = operational(ALPHA)
+    """Length penalty of those beams: 0 ranks them by log-probability, more favours long ones."""
 
     def __post_init__(self) -> None:
         """Refuses numbers that cannot be meant."""
@@ -70,6 +76,7 @@ class PairConfig(RunConfig):
         self._require(self.vocabulary > 259, "vocabulary", "must be above 259")
         self._require(self.length > 1, "length", "must be above 1")
         self._require(self.beam > 0, "beam", "must be above 0")
+        self._require(0 <= self.alpha < math.inf, "alpha", "must be 0 or more, and finite")
 
 
 def load_pairs(config: PairConfig) -> PairDataset:
@@ -115,36 +122,48 @@ class Interpreter(NamedTuple):
     tokenizer: BPETokenizer
     lowercase: bool = False
 
-    def translate(self, texts: Sequence[str], *, beam: int = 1, batch_size: int = 64) -> list[str]:
-        """Translates texts, those of like length together; greedily, or by so many beams."""
-        begin, end = self.tokenizer.specials[BEGIN], self.tokenizer.specials[END]
+    def translate(
+        self, texts: Sequence[str], *, beam: int = 1, alpha: float = ALPHA, batch_size: int = 64
+    ) -> list[str]:
+        """Translates texts, those of like length together, none depending on another.
+
+        Greedily, or by so many beams, see `jaxdl.beam`; by at most `ROOM` tokens more than a source
+        has.
+        """
         texts = [text.lower() for text in texts] if self.lowercase else texts
+        begin, end = self.tokenizer.specials[BEGIN], self.tokenizer.specials[END]
         sources = [np.append(self.tokenizer.encode(text), np.int32(end)) for text in texts]
-
-        def write(source: Array, lengths: Array) -> Array:
-            del lengths  # padding is no source
-            return _write(self.model, self.params, source, begin=begin, end=end, beam=beam)
-
+        write = functools.partial(
+            _write, self.model, self.params, begin=begin, end=end, beam=beam, alpha=alpha
+        )
         rows = in_batches(sources, write, batch_size=batch_size)
         return [self.tokenizer.decode(row) for row in rows]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "begin", "end", "beam"))
-def _write(model: Any, params: Params, source: Array, *, begin: int, end: int, beam: int) -> Array:
-    b, limit = source.shape[0], source.shape[1] + ROOM
-    carry, step = (
-        model.carry(params, source, limit=limit),
-        jax.tree_util.Partial(model.step, params),
-    )
-    first = jnp.full(b, begin, jnp.int32)
+@functools.partial(jax.jit, static_argnames=("model", "begin", "end", "beam", "alpha"))
+def _write(
+    model: Any,
+    params: Params,
+    source: Int[Array, "b s"],
+    lengths: Int[Array, " b"],
+    *,
+    begin: int,
+    end: int,
+    beam: int,
+    alpha: float,
+) -> Int[Array, "b t"]:
+    b, limit, limits = source.shape[0], source.shape[1] + ROOM, lengths + ROOM
+    carry = model.carry(params, source, limit=limit)
+    step, first = jax.tree_util.Partial(model.step, params), jnp.full(b, begin, jnp.int32)
     if beam > 1:
-        found = beam_search(step, carry, first, beams=beam, limit=limit, stop=end)
-        return found.tokens[:, 0]
+        options = {"beams": beam, "limit": limit, "stop": end, "alpha": alpha}
+        return beam_search(step, carry, first, limits=limits, **options).tokens[:, 0]
     keys, one = row_keys(jax.random.key(0), b), jnp.ones(b, jnp.int32)  # greedy draws nothing
     drawn = generate(
         step, carry, first[:, None], one, keys, sampler=greedy, limit=limit, stop=(end,)
     )
-    return drawn.tokens
+    # What comes later changes nothing before it: a row's own limit can cut it afterwards.
+    return jnp.where(jnp.arange(limit) < limits[:, None], drawn.tokens, 0)
 
 
 def load_interpreter(workdir: Path) -> Interpreter:
@@ -166,14 +185,21 @@ class TranslateConfig(VerbConfig):
     """Sentences, each in quotes."""
     beam: int = 1
     """Beams to search with; 1 is greedy."""
+    alpha: float = ALPHA
+    """Length penalty of the search: 0 ranks by log-probability, more favours long translations."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that cannot be meant."""
+        if self.beam < 1:
+            raise UserError("--beam must be at least 1")
+        if not 0 <= self.alpha < math.inf:
+            raise UserError("--alpha must be 0 or more, and finite")
 
 
 def translate(options: TranslateConfig) -> None:
     """Prints the translation of each text, a line each."""
     if not options.texts or not all(text.strip() for text in options.texts):
         raise UserError("translate needs a sentence in quotes, or several")
-    if options.beam < 1:
-        raise UserError("--beam must be at least 1")
     interpreter = load_interpreter(options.workdir)
-    for text in interpreter.translate(options.texts, beam=options.beam):
+    for text in interpreter.translate(options.texts, beam=options.beam, alpha=options.alpha):
         print(text)

@@ -9,20 +9,21 @@ import numpy as np
 import pytest
 
 from experiments.translation import PRESETS, SCRIPT, Config, build
-from jaxdl.data.pairs import Pair
+from jaxdl.data.pair_pipeline import END
+from jaxdl.data.pairs import Pair, pair_files
 from jaxdl.errors import UserError
 from jaxdl.run.averaging import averaged
 from jaxdl.run.cli import from_json, newest
 from jaxdl.run.experiment import Session
-from jaxdl.run.translation import load_interpreter
+from jaxdl.run.translation import ROOM, load_interpreter
 from jaxdl.run.translation_report import attention_map, report_translations
 from jaxdl.run.workdir import Workdir
 
 TINY = (
-    "files", "--width", "16", "--layers", "1", "--heads", "2", "--vocabulary", "300", "--length",
-    "24", "--batch-size", "8", "--eval-batch-size", "8", "--epochs", "4", "--warmup", "2",
-    "--eval-every", "20", "--keep", "4", "--beam", "1", "--dropout", "0",
-    "--mesh", "data=1",
+    "files", "--width", "32", "--layers", "1", "--heads", "2", "--vocabulary", "300", "--length",
+    "24", "--batch-size", "8", "--eval-batch-size", "8", "--epochs", "8", "--warmup", "2",
+    "--learning-rate", "0.01", "--ema-decay", "0.9", "--eval-every", "20", "--keep", "4",
+    "--beam", "1", "--dropout", "0", "--mesh", "data=1",
 )  # fmt: skip
 NUMBERS = ["null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"]
 
@@ -53,10 +54,14 @@ def interpreter(run):
     return load_interpreter(run)
 
 
-def test_a_run_reports_loss_bleu_and_exact_match_with_the_signature(run):
+def test_a_run_reports_loss_bleu_and_exact_match_with_the_signature(run, files, interpreter):
     report = json.loads((run / "report.json").read_text())
     assert set(report["test"]) == {"loss", "accuracy", "bleu", "exact_match"}
-    assert 0 <= report["test"]["exact_match"] <= 1
+    held_out = pair_files(files[1], files[3]).test
+    written = interpreter.translate([pair.source for pair in held_out])
+    right = [a == pair.target for a, pair in zip(written, held_out, strict=True)]
+    assert report["test"]["exact_match"] == pytest.approx(np.mean(right))
+    assert 0.4 <= report["test"]["exact_match"] < 1
     assert report["sacrebleu"].startswith("nrefs:1|case:mixed")
     assert report["worst"]
     assert report["tokens_per_second"] > 0
@@ -73,6 +78,24 @@ def test_a_translation_does_not_depend_on_those_beside_it(interpreter):
         together = interpreter.translate(texts, beam=beam, batch_size=3)
         alone = [interpreter.translate([text], beam=beam)[0] for text in texts]
         assert together == alone
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_what_never_ends_is_cut_by_the_length_of_its_own_source(interpreter, beam):
+    table = interpreter.params["embed"]["embedding"].copy()
+    table[interpreter.tokenizer.specials[END]] = 0  # a logit of 0, which others are above
+    endless = interpreter._replace(params=interpreter.params | {"embed": {"embedding": table}})
+    texts = ["eins", " ".join(3 * NUMBERS)]
+    together = endless.translate(texts, beam=beam)
+    assert together == [endless.translate([text], beam=beam)[0] for text in texts]
+    assert all(len(text) > ROOM / 2 for text in together)
+
+
+def test_the_length_penalty_favours_long_translations(interpreter):
+    texts = [" ".join(NUMBERS[n : n + 3]) for n in range(6)]
+    short, long = (interpreter.translate(texts, beam=4, alpha=alpha) for alpha in (0.0, 20.0))
+    assert short != long
+    assert all(len(a) <= len(b) for a, b in zip(short, long, strict=True))
 
 
 def test_a_map_of_attention_shows_each_piece_and_weights_that_sum_to_one(interpreter):
@@ -131,6 +154,7 @@ def test_translate_prints_a_line_a_text(run, capsys):
         (("translate",), "needs a sentence"),
         (("translate", " "), "needs a sentence"),
         (("translate", "x", "--beam", "0"), "--beam must be at least 1"),
+        (("translate", "x", "--alpha", "-1"), "--alpha must be 0 or more"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(arguments, told, run, capsys):
@@ -149,6 +173,8 @@ def test_a_mistake_is_told_in_one_line(arguments, told, run, capsys):
         ({"vocabulary": 100}, "--vocabulary must be above 259"),
         ({"length": 1}, "--length must be above 1"),
         ({"beam": 0}, "--beam must be above 0"),
+        ({"alpha": -0.5}, "--alpha must be 0 or more"),
+        ({"hidden": 0}, "--hidden must be above 0"),
         ({"width": 20, "heads": 4}, "--width must be a multiple of 2 x --heads, 8"),
         ({"label_smoothing": 1.0}, "--label-smoothing must lie in"),
     ],
