@@ -4,7 +4,7 @@ python -m experiments.translation              # dates in 27 languages -> ISO: 9
 python -m experiments.translation multi30k-de-en --manual-dir FOLDER
 python -m experiments.translation files --source A.de --target A.en --workdir runs/mine
 python -m experiments.translation translate --workdir RUN --beam 4 "jeudi 4 mars 2021"
-python -m experiments.translation average --workdir RUN --last 5
+python -m experiments.translation average --workdir RUN --last 3
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Config(PairConfig):
 DATES = Config(
     epochs=4, batch_size=32, eval_batch_size=64, optimizer="adamw", weight_decay=0.01,
     learning_rate=3e-3, schedule="cosine", warmup=100, clip_norm=1.0, ema_decay=0.99, dropout=0.0,
+    keep=5,
 )  # fmt: skip
 DE_EN = dataclasses.replace(
     DATES, pairs="multi30k-de-en", lowercase=True, vocabulary=8000, width=256, layers=3, heads=8,
@@ -158,7 +159,7 @@ def build(config: Config) -> Experiment:
 
 
 def average(options: averaging.AverageConfig) -> None:
-    """Averages the last checkpoints of a run."""
+    """Averages the checkpoints of a run's last evaluations."""
     averaging.average(SCRIPT, options)
 
 

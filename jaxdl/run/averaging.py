@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from jaxdl.backend import CompilationCache
 from jaxdl.errors import UserError
@@ -23,35 +26,69 @@ from jaxdl.train.state import TrainState
 class AverageConfig(VerbConfig):
     """Options of `average`."""
 
-    last: int = 5
-    """Checkpoints to average, from the newest back; train with --keep of as many."""
+    last: int = 3
+    """Evaluations whose checkpoints are averaged, the newest ones; a run keeps those of --keep."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that cannot be meant."""
+        if self.last < 1:
+            raise UserError("--last must be at least 1")
 
 
-def averaged(session: Session, workdir: Workdir, last: int) -> TrainState:
-    """Returns the newest state with the mean of the weights of the last checkpoints.
+def last_evaluations(session: Session, saved: Sequence[int], last: int) -> list[int]:
+    """Returns the steps of the last evaluations up to the newest checkpoint.
 
-    Where a run keeps a moving average, it is those averages that are averaged. Raises UserError
-    where there are not so many checkpoints, or one cannot be read.
+    They follow from the config alone: what else was saved, by the clock or at a signal, is none of
+    them, and neither is the best checkpoint where it is older.
+
+    Args:
+      session: the run.
+      saved: steps of its checkpoints, ascending.
+      last: how many evaluations.
+
+    Raises UserError where there were not so many, or a checkpoint of one is not kept.
+    """
+    evaluated = [step for step in range(1, max(saved, default=0) + 1) if session.evaluates_at(step)]
+    if len(evaluated) < last:
+        raise UserError(f"--last {last}: the run has {len(evaluated)} evaluations, at {evaluated}")
+    steps = evaluated[-last:]
+    if gone := sorted({*steps} - {*saved}):
+        raise UserError(
+            f"--last {last}: those evaluations are of steps {steps}, and no checkpoint of {gone} is"
+            f" there; take fewer, or train with --keep {last}"
+        )
+    return steps
+
+
+def averaged(session: Session, workdir: Workdir, last: int) -> tuple[list[int], TrainState]:
+    """Returns the steps of the last evaluations, and the newest state with their mean weights.
+
+    Where a run keeps a moving average, it is those averages that are averaged. Raises UserError as
+    `last_evaluations` does, and where a checkpoint cannot be read.
     """
     with contextlib.closing(session.checkpoints(workdir, read_only=True)) as checkpoints:
-        if not 1 <= last <= len(checkpoints.steps):
-            raise UserError(f"--last {last}: there are checkpoints of {checkpoints.steps}")
+        steps = last_evaluations(session, checkpoints.steps, last)
         states = []
-        for step in checkpoints.steps[-last:]:
+        for step in steps:
             found = checkpoints.restore(session.abstract_state(), step=step, tell=say)
             assert found is not None, "it was just listed"
             states.append(found[0])
-    mean = jax.tree.map(
-        lambda *leaves: np.mean([np.asarray(leaf, np.float64) for leaf in leaves], axis=0).astype(
-            leaves[0].dtype
-        ),
-        *(state.weights for state in states),
-    )
-    return dataclasses.replace(states[-1], params=mean, ema=None)
+    mean = jax.tree.map(_mean, *(state.weights for state in states))
+    return steps, dataclasses.replace(states[-1], params=mean, ema=None)
+
+
+def _mean(*leaves: Array) -> Array:
+    """Computes the mean in float64; it has the type of the leaves, and lies where they do."""
+    mean = np.mean([np.asarray(leaf, np.float64) for leaf in leaves], axis=0)
+    return jax.device_put(mean.astype(leaves[0].dtype), leaves[0].sharding)
 
 
 def average(script: Script, options: AverageConfig) -> None:
-    """Averages the last checkpoints of a run, reports on it, and exports it to RUN/model."""
+    """Averages a run's last evaluations, and exports the mean to RUN/model with its figures.
+
+    Its numbers are the section "average" of the report, if the run is complete, and of what is
+    exported: beside them the report keeps those of the run's own weights.
+    """
     CompilationCache()
     workdir = Workdir(options.workdir)
     about = workdir.config()
@@ -61,8 +98,20 @@ def average(script: Script, options: AverageConfig) -> None:
         raise UserError(f"--workdir {workdir.path} has no checkpoint yet: train first")
     config = from_json(type(next(iter(script.presets.values()))), about["config"])
     session = Session.start(script.build(config), config)
-    state = averaged(session, workdir, options.last)
-    experiment = session.experiment
-    test = experiment.finish(state, workdir, session.placement).get("test", {})
-    save_model(workdir.model, experiment.model, state.params, about=experiment.about)
-    say(f"mean of {options.last} checkpoints: {summary(test)}; exported to {workdir.model}")
+    steps, state = averaged(session, workdir, options.last)
+    test, sections = _evaluated(session, workdir, state)
+    numbers, experiment = {"steps": steps, "test": test}, session.experiment
+    described = {**experiment.about, "average": numbers}
+    save_model(workdir.model, experiment.model, state.params, about=described)
+    if (report := workdir.report()) is not None:
+        workdir.write_report(report | {"average": numbers | sections})
+    say(f"mean after steps {steps}: {summary(test)}; exported to {workdir.model}")
+
+
+def _evaluated(
+    session: Session, workdir: Workdir, state: TrainState
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Evaluates a state and draws its figures: its final numbers, and further sections."""
+    test = session.evaluator()(state) or {}
+    sections = session.experiment.finish(state, workdir, session.placement)
+    return test | sections.pop("test", {}), sections

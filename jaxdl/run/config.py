@@ -86,7 +86,7 @@ class RunConfig(HostsConfig):
     save_minutes: float = operational(5.0)
     """Save at every evaluation, and whenever this many minutes have passed since the last save."""
     keep: int = operational(2)
-    """Checkpoints to keep, beside the best one."""
+    """Latest checkpoints to keep; as many of the latest evaluations are kept too, and the best."""
     mesh: str = operational("data=-1")
     """Devices by axis, e.g. data=4,fsdp=2 [-1: the rest]: data and fsdp split each batch, fsdp and
     tensor the model too."""

@@ -167,6 +167,7 @@ class Session:
         return Checkpoints(
             workdir.checkpoints,
             keep=self.config.keep,
+            milestone=self.evaluates_at,
             best=self.experiment.metric,
             read_only=read_only,
         )

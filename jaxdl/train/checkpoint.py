@@ -12,7 +12,7 @@ import dataclasses
 import errno
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,14 +34,33 @@ class Mismatch(Exception):
     """A checkpoint that cannot be used for this run; the text says why."""
 
 
+@dataclasses.dataclass
+class _LatestOf:
+    """The policy of keeping the latest n of those checkpoints whose step is `chosen`."""
+
+    n: int
+    chosen: Callable[[int], bool]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Tells of each checkpoint, in the order of their steps, whether it is kept."""
+        del context
+        kept = [c.step for c in checkpoints if self.chosen(c.step)][-self.n :]
+        return [c.step in kept for c in checkpoints]
+
+
 class Checkpoints:
-    """The checkpoints of one run: a folder a step, the latest few and the best one kept."""
+    """The checkpoints of one run, a folder a step.
+
+    The latest `keep` are kept, so are the latest `keep` whose step is a milestone, whatever was
+    saved between them, and the best one.
+    """
 
     def __init__(
         self,
         directory: str | Path,
         *,
         keep: int = 2,
+        milestone: Callable[[int], bool] | None = None,
         best: tuple[str, Literal["max", "min"]] | None = None,
         read_only: bool = False,
     ):
@@ -50,6 +69,8 @@ class Checkpoints:
         # With best_fn and max_to_keep Orbax deletes the newest checkpoint when the metric worsens
         # (orbax issue 526); a union of policies keeps both ends.
         kept: list = [policies.LatestN(keep)]
+        if milestone is not None:
+            kept.append(_LatestOf(keep, milestone))
         if best is not None:
             name, mode = best
             sign = 1 if mode == "max" else -1

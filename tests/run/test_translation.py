@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,7 +13,8 @@ from experiments.translation import PRESETS, SCRIPT, Config, build
 from jaxdl.data.pair_pipeline import END
 from jaxdl.data.pairs import Pair, pair_files
 from jaxdl.errors import UserError
-from jaxdl.run.averaging import averaged
+from jaxdl.interop.safetensors import load_model
+from jaxdl.run.averaging import averaged, last_evaluations
 from jaxdl.run.cli import from_json, newest
 from jaxdl.run.experiment import Session
 from jaxdl.run.translation import ROOM, load_interpreter
@@ -126,20 +128,42 @@ def test_the_average_is_the_mean_of_the_last_weights(run, capsys):
     workdir = Workdir(run)
     config = from_json(Config, workdir.config()["config"])
     session = Session.start(build(config), config)
-    steps = sorted(int(p.name) for p in workdir.checkpoints.iterdir() if p.name.isdecimal())
-    assert len(steps) > 2
-    weights = [newest(session, workdir, step).weights for step in steps[-2:]]
+    weights = [newest(session, workdir, step).weights for step in (80, 90)]
     expected = jax.tree.map(lambda a, b: (np.asarray(a) + np.asarray(b)) / 2, *weights)
-    mean = averaged(session, workdir, 2)
+    steps, mean = averaged(session, workdir, 2)
+    assert steps == [80, 90]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mean.weights, expected)
-    with pytest.raises(UserError, match="--last 99: there are checkpoints of"):
-        averaged(session, workdir, 99)
-    before = load_interpreter(run).params
+    before, report = load_interpreter(run).params, workdir.report()
     main("average", "--workdir", run, "--last", 2)
-    assert "mean of 2 checkpoints: test bleu" in capsys.readouterr().out
+    out = capsys.readouterr().out
     exported = load_interpreter(run).params
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), exported, mean.weights)
     assert any(map(lambda a, b: (a != b).any(), *map(jax.tree.leaves, (exported, before))))
+    told = load_model(workdir.model).about["average"]
+    assert told["steps"] == steps
+    assert set(told["test"]) == set(report["test"])
+    assert told["test"] != report["test"]
+    assert f"mean after steps [80, 90]: test accuracy {told['test']['accuracy']:.4f}" in out
+    section = workdir.report().pop("average")
+    assert workdir.report() == report | {"average": section}
+    assert told.items() <= section.items()
+    assert section["sacrebleu"] == report["sacrebleu"]
+
+
+def test_what_is_averaged_is_a_matter_of_the_config_whatever_else_was_saved():
+    config = SimpleNamespace(eval_every=20, epochs=1, batch_size=1)
+    session = Session(SimpleNamespace(train=SimpleNamespace(examples=90)), config, None)
+    saved = [20, 60, 75, 80, 90]
+    assert last_evaluations(session, saved, 3) == [60, 80, 90]
+    assert last_evaluations(session, [20, 40, 55], 2) == [20, 40]  # the run is not at its end
+    for last, message in [
+        (4, "are of steps [40, 60, 80, 90], and no checkpoint of [40] is there"),
+        (6, "--last 6: the run has 5 evaluations, at [20, 40, 60, 80, 90]"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(message)):
+            last_evaluations(session, saved, last)
+    with pytest.raises(UserError, match="the run has 0 evaluations"):
+        last_evaluations(session, [], 1)
 
 
 def test_translate_prints_a_line_a_text(run, capsys):
@@ -155,6 +179,9 @@ def test_translate_prints_a_line_a_text(run, capsys):
         (("translate", " "), "needs a sentence"),
         (("translate", "x", "--beam", "0"), "--beam must be at least 1"),
         (("translate", "x", "--alpha", "-1"), "--alpha must be 0 or more"),
+        (("average", "--last", "0"), "--last must be at least 1"),
+        (("average", "--last", "9"), "the run has 5 evaluations, at [20, 40, 60, 80, 90]"),
+        (("average", "--last", "5"), "no checkpoint of [20] is there"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(arguments, told, run, capsys):

@@ -109,6 +109,15 @@ def test_the_latest_and_the_best_are_kept_though_the_metric_worsens(tmp_path, mo
     checkpoints.close()
 
 
+def test_the_latest_milestones_are_kept_whatever_is_saved_between_them(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, milestone=lambda step: step % 10 == 0)
+    save(checkpoints, 10, 13, 20, 23, 27, 30, 33, 37)
+    assert checkpoints.steps == [20, 30, 33, 37]
+    save(checkpoints, 40, 50)
+    assert checkpoints.steps == [40, 50]
+    checkpoints.close()
+
+
 def without(params, name):
     return {key: value for key, value in params.items() if key != name}
 
