@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tyro
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from jaxdl.data.bpe import BPETokenizer
 from jaxdl.data.pair_pipeline import END, encode_pairs, joint_bpe
@@ -30,7 +31,6 @@ from jaxdl.sampling import greedy
 from jaxdl.types import Batch
 
 SHOWN = 12  # validation questions that are answered at every evaluation
-LONGEST = 64  # tokens of an answer, its end counted
 
 
 def question_corpus(config: LanguageConfig) -> Corpus:
@@ -50,7 +50,8 @@ def question_corpus(config: LanguageConfig) -> Corpus:
     train = PackedQuestions(kept, config.batch_size, seed=config.seed, **shared)
     held_out = encode_pairs(data.test, tokenizer)
     test = PackedQuestions(held_out, config.eval_batch_size, seed=None, **shared)
-    shown = data.validation[:SHOWN]
+    fits = lambda pair: len(_prompt(tokenizer, pair.source)) <= config.length  # noqa: E731
+    shown = list(filter(fits, data.validation))[:SHOWN]
 
     def sample(writer: Writer) -> str:
         answers = answer(writer, [pair.source for pair in shown])
@@ -80,17 +81,32 @@ def answer_metrics(losses: Array, logits: Array, batch: Batch) -> Metrics:
 
 
 def answer(writer: Writer, texts: Sequence[str], *, batch_size: int = 128) -> list[str]:
-    """Answers each question by the most probable token, and the next, up to the end."""
-    tokenizer = writer.tokenizer
-    if not isinstance(tokenizer, BPETokenizer) or END not in tokenizer.specials:
+    """Answers each question by the most probable token, and the next, up to the end.
+
+    An answer has the tokens that a row of the training leaves it. Raises UserError for a question
+    that leaves none.
+    """
+    tokenizer, most = writer.tokenizer, writer.model.limit
+    if not isinstance(tokenizer, BPETokenizer) or END not in tokenizer.specials or most is None:
         raise UserError("this model was not trained on questions and answers")
-    prompts = [question_prompt(tokenizer.encode(text), tokenizer.specials) for text in texts]
+    prompts = [_prompt(tokenizer, text) for text in texts]
+    if (longest := max(map(len, prompts), default=0)) > most:
+        raise UserError(f"a question of {longest} tokens is too long: the model sees {most}")
     stop = (tokenizer.specials[END],)
 
     def write(tokens: Array, lengths: Array) -> Array:
-        return writer.write(tokens, lengths, sampler=greedy, limit=LONGEST, stop=stop).tokens
+        return writer.write(tokens, lengths, sampler=greedy, limit=most, stop=stop).tokens
 
-    return [tokenizer.decode(row) for row in in_batches(prompts, write, batch_size=batch_size)]
+    rows = in_batches(prompts, write, batch_size=batch_size)
+    # The last token of a row is predicted and not read: it has a place more.
+    return [
+        tokenizer.decode(row[: most + 1 - len(prompt)])
+        for row, prompt in zip(rows, prompts, strict=True)
+    ]
+
+
+def _prompt(tokenizer: BPETokenizer, text: str) -> Int[np.ndarray, " _"]:
+    return question_prompt(tokenizer.encode(text), tokenizer.specials)
 
 
 def report_answers(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.language_modeling import PRESETS, SCRIPT, build
+from jaxdl.data.pair_pipeline import END
 from jaxdl.data.pairs import Pair
 from jaxdl.errors import UserError
 from jaxdl.run.answering import answer, report_answers
@@ -31,6 +32,7 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("questions") / "letters.jsonl"
     lines = [{"prompt": f"after {a}{b}?", "answer": f"{chr(ord(b) + 1)}"}
              for a in "abcdefgh" for b in "abcdefghij"]  # fmt: skip
+    lines[1]["prompt"] = f"after {40 * 'a'}b?"  # which validates, and does not fit a row
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -57,6 +59,27 @@ def test_an_answer_does_not_depend_on_those_beside_it(run):
     writer = load_writer(run)
     texts = ["after a b c d?", "after cd?", "x"]
     assert answer(writer, texts) == [answer(writer, [text])[0] for text in texts]
+
+
+def test_an_answer_ends_where_a_row_of_the_training_does(run):
+    writer = load_writer(run)
+    table = writer.params["embed"]["embedding"].copy()
+    table[writer.tokenizer.specials[END]] = 0  # a logit of 0, which others are above
+    endless = writer._replace(params=writer.params | {"embed": {"embedding": table}})
+    texts = ["after cd?", "x", 30 * "y", 31 * "z"]
+    answers = answer(endless, texts)
+    for text, given in zip(texts, answers, strict=True):
+        # The question, its "<s>" and the answer, whose last token is not read.
+        assert len(writer.tokenizer.encode(text)) + 1 + len(given) == 32 + 1
+    assert answers == [answer(endless, [text])[0] for text in texts]
+
+
+def test_a_question_that_the_model_cannot_see_is_told(run, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main("answer", "--workdir", run, 32 * "z")
+    assert leaving.value.code == 2
+    error = capsys.readouterr().err
+    assert error == "error: a question of 33 tokens is too long: the model sees 32\n"
 
 
 def test_mistakes_are_counted_and_shown(capsys):
