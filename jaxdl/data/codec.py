@@ -32,8 +32,13 @@ class Tokenizer(abc.ABC):
 
     @property
     def unwritten(self) -> tuple[int, ...]:
-        """The tokens that no text is written with, so that nothing was learnt of them."""
+        """The tokens that no training text has, so that nothing was learnt of them."""
         return (PAD,)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that a model writes where a text is at its end; most tokenisers have none."""
+        return ()
 
     @abc.abstractmethod
     def encode(self, text: str) -> Int[np.ndarray, " t"]:

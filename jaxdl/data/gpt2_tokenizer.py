@@ -21,6 +21,7 @@ from jaxdl.data.codec import Tokenizer, Tokens
 from jaxdl.errors import UserError
 
 VOCAB, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
+END = "<|endoftext|>"  # stood between the texts that GPT-2 was trained on
 
 
 class GPT2Tokenizer(Tokenizer):
@@ -93,8 +94,14 @@ class GPT2Tokenizer(Tokenizer):
 
     @property
     def unwritten(self) -> tuple[int, ...]:
-        """Specials, and the tokens that the network has beyond the vocabulary."""
-        return (*sorted(self.specials.values()), *range(self._inner.size, self._size))
+        """Specials but for the end, and the tokens that the network has beyond the vocabulary."""
+        specials = {*self.specials.values()} - {*self.ends}
+        return (*sorted(specials), *range(self._inner.size, self._size))
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """`<|endoftext|>`, if the vocabulary has it."""
+        return (self.specials[END],) if END in self.specials else ()
 
     def encode(self, text: str) -> Int[np.ndarray, " t"]:
         """Returns the tokens of a text, never a special one."""

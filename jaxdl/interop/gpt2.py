@@ -143,7 +143,7 @@ def _make_model(config: Mapping[str, Any], *, where: str) -> TransformerLM:
 def _config(model: TransformerLM, tokenizer: GPT2Tokenizer) -> dict[str, Any]:
     """Describes a network as Hugging Face does: `_make_model` inverted."""
     sizes = {theirs: getattr(model, ours) for ours, (theirs, _) in _SIZES.items()}
-    end = tokenizer.specials.get("<|endoftext|>")
+    end = next(iter(tokenizer.ends), None)
     return {
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **sizes, "n_inner": None,
         **{name: computed[0] for name, computed in _COMPUTED.items()},

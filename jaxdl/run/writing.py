@@ -27,7 +27,7 @@ from jaxdl.losses import softmax_cross_entropy
 from jaxdl.run.cli import VerbConfig
 from jaxdl.run.progress import say
 from jaxdl.run.workdir import Workdir
-from jaxdl.sampling import Adjustment, Forbid, Sample, Sampler, Temperature, TopK, TopP, greedy
+from jaxdl.sampling import Adjustment, Forbid, Sample, Sampler, Temperature, TopK, TopP
 from jaxdl.types import Params, PyTree
 
 
@@ -112,8 +112,10 @@ def write_sample(writer: Writer, prompt: str, *, tokens: int, seed: int = 0) -> 
     """Continues a prompt by so many tokens at temperature 0.8; returns both."""
     sampler = Sample(Forbid(writer.tokenizer.unwritten), Temperature(0.8))
     prompts = pad_prompts([writer.encode(prompt)])
-    written = writer.write(*prompts, sampler=sampler, limit=tokens, seed=seed)
-    return prompt + writer.tokenizer.decode(jax.device_get(written.tokens)[0])
+    ends = writer.tokenizer.ends
+    written = writer.write(*prompts, sampler=sampler, limit=tokens, stop=ends, seed=seed)
+    row = jax.device_get(written.tokens)[0, : int(written.lengths[0])]
+    return prompt + writer.tokenizer.decode(row)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,7 +133,7 @@ class GenerateConfig(VerbConfig):
     top_p: float | None = None
     """Draw from the fewest most probable tokens that have this probability together."""
     stop: str | None = None
-    """End where this has been written; it must be one token."""
+    """End where this has been written; it must be one token. GPT-2's own end always ends a text."""
     seed: int = 0
     """Seed of what is drawn."""
     next: int = 0
@@ -152,7 +154,7 @@ class GenerateConfig(VerbConfig):
     def sampler(self, never: tuple[int, ...]) -> Sampler:
         """Makes the sampler, which never draws some tokens."""
         if self.temperature == 0:
-            return greedy
+            return Sample(Forbid(never), TopK(1))
         adjustments: list[Adjustment] = [Forbid(never), Temperature(self.temperature)]
         adjustments += [TopK(self.top_k)] if self.top_k else []
         adjustments += [TopP(self.top_p)] if self.top_p else []
@@ -166,11 +168,12 @@ def write_on(options: GenerateConfig) -> None:
     carry, logits = _read(writer.read, writer.model.initial_carry(1), prompts, lengths)
     for token, probability in most_probable(logits[0], options.next):
         say(f"{probability:8.4f}  {writer.tokenizer.decode([token])!r}")
-    stop = ()
+    stop = writer.tokenizer.ends
     if options.stop is not None:
-        stop = tuple(int(t) for t in writer.encode(options.stop))
-        if len(stop) != 1:
-            raise UserError(f"--stop {options.stop!r} is {len(stop)} tokens; it must be one")
+        named = [int(t) for t in writer.encode(options.stop)]
+        if len(named) != 1:
+            raise UserError(f"--stop {options.stop!r} is {len(named)} tokens; it must be one")
+        stop = (*stop, *named)
     pieces = stream(
         writer.step, begin(carry, logits, row_keys(jax.random.key(options.seed), 1)),
         sampler=options.sampler(writer.tokenizer.unwritten), limit=options.tokens, stop=stop,

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from experiments.language_modeling import SCRIPT
 from jaxdl.data import BPETokenizer, CharTokenizer
 from jaxdl.data.gpt2_tokenizer import GPT2Tokenizer
-from jaxdl.decode import generate, pad_prompts, row_keys
+from jaxdl.decode import generate, pad_prompts, row_keys, stream
 from jaxdl.errors import UserError
 from jaxdl.interop.gpt2 import load_gpt2, main, save_gpt2
 from jaxdl.interop.safetensors import load_model, save_model
@@ -233,6 +233,26 @@ def test_a_run_takes_a_folder_in_writes_on_and_gives_it_back(folder, tmp_path, c
         assert told.count("\n") == 1
 
 
+def test_a_text_is_written_up_to_its_end_and_no_further(tmp_path, capsys, monkeypatch):
+    (end,) = WIDER.ends
+    table = PARAMS["embed"]["embedding"].copy()
+    table[end] *= 9
+    norm = {"scale": np.zeros(12, np.float32), "bias": table[end]}  # so the end is always next
+    decoder = PARAMS["decoder"] | {"norm": norm}
+    params = {**PARAMS, "embed": {"embedding": table}, "decoder": decoder}
+    save_gpt2(tmp_path / "gpt2", MODEL, params, WIDER)
+    main([str(tmp_path / "gpt2"), "--workdir", str(tmp_path / "run")])
+    stops = []
+    spied = lambda *args, **kwargs: stops.append(kwargs["stop"]) or stream(*args, **kwargs)  # noqa: E731
+    monkeypatch.setattr("jaxdl.run.writing.stream", spied)
+    for options in ("0",), ("0.1",), ("0", "--stop", "a"):
+        capsys.readouterr()
+        SCRIPT.main(["generate", "--workdir", str(tmp_path / "run"), "--prompt", "the cat",
+                     "--tokens", "4", "--temperature", *options])  # fmt: skip
+        assert capsys.readouterr().out == "the cat\n"
+    assert stops == [(end,), (end,), (end, *WIDER.encode("a"))]
+
+
 def test_a_run_of_our_own_is_exported_with_its_own_vocabulary(tmp_path, capsys):
     model = MODEL.clone(vocabulary=BPE.size)
     save_model(tmp_path / "run" / "model", model, drawn(model))
@@ -241,7 +261,7 @@ def test_a_run_of_our_own_is_exported_with_its_own_vocabulary(tmp_path, capsys):
     loaded = load_gpt2(tmp_path / "out")
     assert loaded.model == model
     np.testing.assert_array_equal(loaded.tokenizer.encode(TEXT), BPE.encode(TEXT))
-    assert loaded.tokenizer.unwritten == (0, 1)
+    assert (loaded.tokenizer.unwritten, loaded.tokenizer.ends) == ((0,), (1,))
     CharTokenizer.train("abc").save(tmp_path / "run" / "model")
     with pytest.raises(SystemExit):
         main([str(tmp_path / "no"), "--workdir", str(tmp_path / "run"), "--export"])

@@ -12,10 +12,11 @@ import pytest
 
 from experiments.language_modeling import SCRIPT, Config
 from jaxdl.data.tokenizers import ByteTokenizer, CharTokenizer
+from jaxdl.decode import row_keys
 from jaxdl.errors import UserError
 from jaxdl.metrics import merge
 from jaxdl.run.language import characters_of, language_metrics
-from jaxdl.run.writing import load_writer, surprises
+from jaxdl.run.writing import GenerateConfig, load_writer, surprises
 
 TEXT = "".join(f"{n} times {n} is {n * n}; naïve, isn't it?\n" for n in range(150))
 TINY = (
@@ -97,6 +98,15 @@ def test_generate_continues_a_prompt_the_same_way_every_time(run, capsys):
     assert probabilities == sorted(probabilities, reverse=True)
     assert written.startswith("7 times ")
     assert len(written) == len("7 times ") + 20 + 1  # and the last line's end
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7])
+def test_what_no_text_is_written_with_is_never_drawn(temperature):
+    options = GenerateConfig(workdir="run", temperature=temperature)
+    logits = jnp.array([[9.0, 0.0, 3.0, 8.0, 3.0]] * 20)
+    tokens = options.sampler((0, 3))(row_keys(jax.random.key(0), 20), logits)
+    assert {2} <= {*tokens.tolist()} <= {2, 4, 1}
+    assert temperature or {*tokens.tolist()} == {2}  # the first of two that are as probable
 
 
 def test_a_text_is_worth_the_sum_of_its_tokens_and_stretches_change_nothing(run, capsys):
