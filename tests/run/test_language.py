@@ -68,6 +68,9 @@ def test_bits_a_character_are_of_all_that_is_counted_whatever_the_split():
         ({"tokenizer": "bpe", "vocabulary": 100}, "--vocabulary must be above 256"),
         ({"layers": 0}, "--layers must be above 0"),
         ({"dropout": 1.0}, "--dropout must lie in"),
+        ({"kv_heads": 0}, "--kv-heads must be above 0 and divide --heads, 4, got 0"),
+        ({"kv_heads": -1}, "--kv-heads must be above 0 and divide --heads, 4, got -1"),
+        ({"kv_heads": 3}, "--kv-heads must be above 0 and divide --heads, 4, got 3"),
     ],
 )
 def test_numbers_that_cannot_be_meant_are_refused(changes, told):
