@@ -82,8 +82,11 @@ def _weights(
 ) -> Float[Array, "t s"]:
     inputs = source[None], target[None]
     sown: Any = model.apply({"params": params}, *inputs, train=False, mutable=["intermediates"])[1]
-    last = sown["intermediates"]["decoder"][f"blocks_{model.layers - 1}"]
-    (weights,) = last["cross"]["weights"]
+    found = sown["intermediates"]["decoder"]
+    if model.scan:
+        (weights,) = found["blocks"]["cross"]["weights"]  # [l b n t s]
+        return weights[-1, 0].mean(0)
+    (weights,) = found[f"blocks_{model.layers - 1}"]["cross"]["weights"]
     return weights[0].mean(0)
 
 

@@ -14,6 +14,7 @@ from jaxdl.data.pair_pipeline import END
 from jaxdl.data.pairs import Pair, pair_files
 from jaxdl.errors import UserError
 from jaxdl.interop.safetensors import load_model
+from jaxdl.interop.stacks import scanned
 from jaxdl.run.averaging import averaged, last_evaluations
 from jaxdl.run.cli import from_json, newest
 from jaxdl.run.experiment import Session
@@ -106,6 +107,12 @@ def test_a_map_of_attention_shows_each_piece_and_weights_that_sum_to_one(interpr
     assert "".join(said) == "34</s>"
     assert weights.shape == (len(said), len(heard))
     np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)
+    stacked = {side: scanned(interpreter.params[side]) for side in ("encoder", "decoder")}
+    by_scan = interpreter._replace(
+        model=interpreter.model.clone(scan=True), params=interpreter.params | stacked
+    )
+    again = attention_map(by_scan, "drei vier", "34")[2]
+    np.testing.assert_allclose(again, weights, rtol=1e-4, atol=1e-6)
 
 
 def test_perfect_translations_are_worth_100_and_others_are_told(capsys):
