@@ -106,7 +106,8 @@ def pair_files(source: str | os.PathLike, target: str | os.PathLike) -> PairData
     """Reads two line-aligned files in UTF-8: line n of one is the translation of line n.
 
     Of twenty lines the first is tested on, the second validates, the others train. Pairs with an
-    empty side are left out. A repeated pair is one: what is held out is in no training pair.
+    empty side are left out. A repeated pair is one, so no held-out pair is trained on; a side of it
+    may be, in another pair.
 
     Raises UserError for a file that is missing, empty or not UTF-8, for counts of lines that
     differ, and where too few pairs are left.
