@@ -1,8 +1,10 @@
 """The real presets of every experiment, shrunk to two steps through the command line."""
 
+import functools
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import language_modeling, text_to_image
+from experiments import language_modeling, text_to_image, translation
 from experiments.image_classification import PRESETS, SCRIPT, make_model
+from jaxdl.data.pairs import dates
+from jaxdl.data.text_pipeline import Windows
+from jaxdl.run.experiment import Session
 
 MNIST = os.environ.get("JAXDL_TEST_TFDS")
 # Two steps of eight examples: no more is shrunk than the number of steps, and what they cost.
@@ -82,6 +87,49 @@ def test_the_network_of_every_language_preset_is_built(preset):
     (logits, carry), _ = init
     assert logits.shape == (2, 9, 70)
     assert carry is None or len(carry) == config.layers
+
+
+@pytest.mark.parametrize(
+    ("preset", "steps"),
+    [("shakespeare-gpt-cpu", 2000), ("shakespeare-gpt2-cpu", 2000), ("shakespeare-gpt", 5000)],
+)
+def test_the_presets_after_nanogpt_take_as_many_steps(preset, steps):
+    config = language_modeling.PRESETS[preset]
+    tokens = np.zeros(int(0.9 * 1_115_394), np.uint8)  # Tiny Shakespeare's, to train on
+    train = Windows(tokens, config.batch_size, length=config.length, seed=0)
+    assert Session(SimpleNamespace(train=train), config, None).steps == steps
+
+
+@pytest.mark.parametrize("preset", translation.PRESETS)
+def test_the_network_of_every_translation_preset_is_built(preset):
+    config = translation.PRESETS[preset]
+    model = translation.make_model(config, vocabulary=70)
+    source, tokens = jnp.ones((2, 7), jnp.int32), jnp.ones((2, 9), jnp.int32)
+    init = lambda: model.init_with_output(jax.random.key(0), source, tokens, train=False)  # noqa: E731
+    logits, variables = jax.eval_shape(init)
+    assert logits.shape == (2, 9, 70)
+    for side in "encoder", "decoder":
+        blocks = [name for name in variables["params"][side] if name.startswith("blocks_")]
+        assert len(blocks) == config.layers
+
+
+@pytest.mark.slow
+def test_dates_are_translated_by_the_last_weights_and_by_their_mean(tmp_path, monkeypatch, capsys):
+    few = functools.partial(dates, train=4000, held_out=40)
+    monkeypatch.setattr("jaxdl.run.translation.dates", few)
+    folder, steps = str(tmp_path), ("--eval-every", "1", "--log-every", "1", "--warmup", "1")
+    translation.SCRIPT.main([*steps, "--epochs", "0.06", "--workdir", folder])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["dataset"], report["steps"]) == ("dates", 2)
+    assert set(report["test"]) == {"loss", "accuracy", "bleu", "exact_match"}
+    assert report["test"]["loss"] < np.log(translation.DATES.vocabulary)
+    translation.SCRIPT.main(["average", "--workdir", folder, "--last", "2"])
+    section = json.loads((tmp_path / "report.json").read_text())["average"]
+    assert section["steps"] == [1, 2]
+    assert section["test"].keys() == report["test"].keys()
+    capsys.readouterr()
+    translation.SCRIPT.main(["translate", "--workdir", folder, "--beam", "2", "jeudi 4 mars 2021"])
+    assert capsys.readouterr().out.count("\n") == 1
 
 
 @pytest.mark.slow
