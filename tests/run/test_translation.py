@@ -232,3 +232,12 @@ def test_files_are_needed_and_have_to_fit(files, tmp_path, capsys):
     assert "training pairs have 11 tokens or more: left out" in capsys.readouterr().out
     assert 0 < experiment.train.pairs < 540
     assert experiment.test.pairs == 30  # those tested on are all there, however long
+
+
+def test_a_run_from_before_an_option_came_is_still_that_run(run, files, capsys):
+    path = run / "config.json"
+    about = json.loads(path.read_text())
+    about["config"] = {k: v for k, v in about["config"].items() if k not in ("alpha", "hidden")}
+    path.write_text(json.dumps(about))
+    main(*TINY, *files, "--workdir", run)
+    assert "is complete" in capsys.readouterr().out
