@@ -25,7 +25,11 @@ from jaxdl.run.cli import Script
 from jaxdl.run.experiment import Experiment
 from jaxdl.run.hosts import gathered
 from jaxdl.run.translation import Interpreter, PairConfig, load_pairs, make_rows, translate
-from jaxdl.run.translation_report import draw_attention, report_translations
+from jaxdl.run.translation_report import (
+    draw_attention,
+    report_translations,
+    write_translations,
+)
 from jaxdl.run.workdir import Workdir
 from jaxdl.train import Aux, TrainState
 from jaxdl.train.rules import TRANSFORMER
@@ -136,6 +140,7 @@ def build(config: Config) -> Experiment:
         draw_attention(trained, latin[:4] or shown[:4], workdir.figures / "attention.png")
         workdir.model.mkdir(exist_ok=True)
         tokenizer.save(workdir.model)
+        write_translations(data.test, translations, workdir.samples)
         return report_translations(data.test, translations, lowercase=config.lowercase)
 
     return Experiment(

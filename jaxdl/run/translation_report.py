@@ -59,6 +59,19 @@ def report_translations(
     }
 
 
+def write_translations(pairs: Sequence[Pair], translations: Sequence[str], folder: Path) -> None:
+    """Writes sources, references and translations, line-aligned, a file each, for any metric."""
+    columns = {
+        "sources": [pair.source for pair in pairs],
+        "references": [pair.target for pair in pairs],
+        "translations": translations,
+    }
+    folder.mkdir(exist_ok=True)
+    for name, texts in columns.items():
+        lines = (" ".join(text.splitlines()) + "\n" for text in texts)
+        (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+
+
 def attention_map(
     interpreter: Interpreter, source: str, target: str
 ) -> tuple[list[str], list[str], Float[np.ndarray, "t s"]]:

@@ -65,6 +65,11 @@ def test_a_run_reports_loss_bleu_and_exact_match_with_the_signature(run, files, 
     right = [a == pair.target for a, pair in zip(written, held_out, strict=True)]
     assert report["test"]["exact_match"] == pytest.approx(np.mean(right))
     assert 0.4 <= report["test"]["exact_match"] < 1
+    names = "sources", "references", "translations"
+    lines = zip(*((run / "samples" / f"{name}.txt").read_text().split("\n") for name in names),
+                strict=True)  # fmt: skip
+    expected = [(pair.source, pair.target, a) for pair, a in zip(held_out, written, strict=True)]
+    assert [*lines] == [*expected, ("", "", "")]
     assert report["sacrebleu"].startswith("nrefs:1|case:mixed")
     assert report["worst"]
     assert report["tokens_per_second"] > 0
