@@ -76,7 +76,8 @@ DATES = Config(
 )  # fmt: skip
 DE_EN = dataclasses.replace(
     DATES, pairs="multi30k-de-en", lowercase=True, vocabulary=8000, width=256, layers=3, heads=8,
-    dropout=0.2, length=128, epochs=20, learning_rate=2e-3, warmup=400, ema_decay=0.998, beam=5,
+    dropout=0.2, length=128, batch_size=16, epochs=12, learning_rate=1.5e-3, warmup=400,
+    ema_decay=0.998, beam=5,
 )  # fmt: skip
 
 PRESETS = {
@@ -85,10 +86,11 @@ PRESETS = {
     # 4 + 4 layers of 128, as Transformer-Tiny (Wu et al. 2021, ACL), whose MLPs are half as wide:
     # --hidden 256.
     "multi30k-en-de": dataclasses.replace(
-        DE_EN, pairs="multi30k-en-de", width=128, layers=4, heads=4, epochs=30, learning_rate=5e-3
+        DE_EN, pairs="multi30k-en-de", width=128, layers=4, heads=4, dropout=0.25, batch_size=32,
+        epochs=60, learning_rate=5e-3,
     ),
     "files": dataclasses.replace(DE_EN, pairs="files", lowercase=False),
-}
+}  # fmt: skip
 
 
 def make_model(config: Config, vocabulary: int) -> EncoderDecoder:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import language_modeling, text_to_image, translation
+from experiments import image_generation, language_modeling, text_to_image, translation
 from experiments.image_classification import PRESETS, SCRIPT, make_model
 from jaxdl.data.pairs import dates
 from jaxdl.data.text_pipeline import Windows
@@ -53,8 +53,9 @@ def test_the_presets_of_the_embedded_digits_train(preset, tmp_path):
         assert report["parameters"] == convolutions + flat * 512 + 512 + classes
 
 
-@pytest.mark.slow
-def test_the_preset_of_a_folder_trains_on_pictures_of_several_sizes(tmp_path):
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of coloured pictures of several sizes, of two classes: 20 to train on, 6 to test."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 10), ("test", 3)):
         for name in ("cat", "dog"):
@@ -63,11 +64,37 @@ def test_the_preset_of_a_folder_trains_on_pictures_of_several_sizes(tmp_path):
             for i in range(count):
                 image = rng.integers(0, 256, (20 + i, 30 - i, 3), np.uint8)
                 Image.fromarray(image).save(folder / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+@pytest.mark.slow
+def test_the_preset_of_a_folder_trains_on_pictures_of_several_sizes(tmp_path, pictures):
     small = ("--widths", "8", "--image-size", "16", "--eval-batch-size", "8")
-    report = two_steps(
-        "folder", 20, tmp_path / "run", "--folder", str(tmp_path / "pictures"), *small
-    )
+    report = two_steps("folder", 20, tmp_path / "run", "--folder", str(pictures), *small)
     assert np.sum(report["confusion_matrix"]) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("conditional", [True, False])
+def test_coloured_pictures_are_generated_of_a_class_and_of_any(tmp_path, pictures, conditional):
+    folder = str(tmp_path / "run")
+    few = ("--sampler-steps", "2", "--judge-epochs", "1", "--eval-batch-size", "8")
+    small = ("--width", "8", "--blocks", "1", "--image-size", "16", "--epochs", "0.8")
+    told = () if conditional else ("--no-conditional",)
+    run = ("folder", "--folder", str(pictures), "--workdir", folder)
+    image_generation.SCRIPT.main([*run, *SHRUNK, *few, *small, *told])
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["steps"] == 2
+    assert np.isfinite(list(report["test"].values())).all()
+    assert ("conditional_accuracy" in report["test"]) == conditional
+    out = tmp_path / "sheet.png"
+    where = ("--workdir", folder, "--count", "2", "--out", str(out))
+    told = ("--label", "dog") if conditional else ()
+    picture = str(pictures / "test" / "dog" / "0.png")
+    for verb in (["sample", *told], ["inpaint", picture, "--steps", "2", *told]):
+        out.unlink(missing_ok=True)
+        image_generation.SCRIPT.main([*verb, *where])
+        assert out.is_file()
 
 
 @pytest.mark.skipif(not MNIST, reason="JAXDL_TEST_TFDS names no folder with mnist prepared")
