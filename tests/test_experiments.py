@@ -80,9 +80,10 @@ def test_coloured_pictures_are_generated_of_a_class_and_of_any(tmp_path, picture
     folder = str(tmp_path / "run")
     few = ("--sampler-steps", "2", "--judge-epochs", "1", "--eval-batch-size", "8")
     small = ("--width", "8", "--blocks", "1", "--image-size", "16", "--epochs", "0.8")
+    levels = ("--multipliers", "1", "2", "--attention", "False", "True")  # which compile in time
     told = () if conditional else ("--no-conditional",)
     run = ("folder", "--folder", str(pictures), "--workdir", folder)
-    image_generation.SCRIPT.main([*run, *SHRUNK, *few, *small, *told])
+    image_generation.SCRIPT.main([*run, *SHRUNK, *few, *small, *levels, *told])
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["steps"] == 2
     assert np.isfinite(list(report["test"].values())).all()
