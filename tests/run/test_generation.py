@@ -14,6 +14,7 @@ from PIL import Image
 
 from experiments.image_generation import PRESETS, SCRIPT, Config, build, make_model
 from jaxdl.errors import UserError
+from jaxdl.interop.safetensors import load_model
 from jaxdl.models import UNet
 from jaxdl.run.cli import from_json, newest
 from jaxdl.run.experiment import Session
@@ -112,6 +113,13 @@ def test_what_is_not_asked_for_is_as_the_run_has_it(run, monkeypatch, capsys):
     generator, about = load_generator(run, UNet)
     assert generator.how == Sampling("dpm", 3, 1.0)  # of TINY
     assert about["sampling"] == generator.how._asdict()
+    monkeypatch.setattr(  # an export from before it was kept
+        "jaxdl.run.generator.load_model",
+        lambda folder: (found := load_model(folder))._replace(
+            about={k: v for k, v in found.about.items() if k != "sampling"}
+        ),
+    )
+    assert load_generator(run, UNet)[0].how == Sampling()
     guided = dataclasses.replace(generator, how=Sampling("unipc", 4, 1.5))
     assert SampleConfig(workdir=run).how(guided) == guided.how
     asked = SampleConfig(workdir=run, sampler="ddim", guidance=1.0)
