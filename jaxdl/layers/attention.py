@@ -5,13 +5,16 @@
 A query looks through a memory of keys and values, as far as a mask lets it. The memory may be of
 the tokens themselves, of another sequence, or of all tokens so far (a cache). Rows may be packed:
 segments 1, 2, ... tell which tokens belong together, and 0 is padding.
+
+A mask is an array, true where a query sees a key. None lets each query see all keys, and "causal"
+those up to its own: for these a GPU's fused attention reads no array.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -37,17 +40,17 @@ class KeysValues(NamedTuple):
 def attend(
     queries: Float[Array, "b t n k"],
     memory: KeysValues,
-    mask: Bool[Array, "#b t s"],
+    mask: Bool[Array, "#b t s"] | Literal["causal"] | None,
     *,
     drop: Callable[[Array], Array] = lambda weights: weights,
 ) -> tuple[Float[Array, "b t n k"], Float[Array, "b n t s"]]:
-    """Computes softmax(q k^T / sqrt(k)) v where the mask is true, and the weights.
+    """Computes softmax(q k^T / sqrt(k)) v where the mask lets q see k, and the weights.
 
     Scores and weights are float32, whatever the type of queries, keys and values; what the weights
     make of the values is of the values' type. Where all of a query's mask is false its weights are
     uniform, and mean nothing. With fewer heads in the memory each serves a group of queries
     (Ainslie et al. 2023, arXiv:2305.13245). `drop` is applied to the weights on their way to the
-    values.
+    values. Raises ValueError for a name other than "causal".
     """
     b, t, n, k = queries.shape
     m = memory.keys.shape[2]
@@ -58,25 +61,52 @@ def attend(
     grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(b, m, -1, k)
     keys, values = (x.swapaxes(1, 2) for x in memory)
     scores = jnp.matmul(grouped, keys.swapaxes(2, 3), preferred_element_type=jnp.float32) / after
-    scores = jnp.where(mask[:, None], scores.reshape(b, n, t, -1), -1e30)
+    scores = scores.reshape(b, n, t, -1)
+    if isinstance(mask, str):
+        mask = _named(mask, t)
+    if mask is not None:
+        scores = jnp.where(mask[:, None], scores, -1e30)
     weights = softmax(scores)
     dropped = drop(weights).astype(values.dtype).reshape(b, m, -1, values.shape[2])
     y = (dropped @ values).reshape(b, n, t, k)
     return y.swapaxes(1, 2), weights
 
 
-def fused_serves(queries: Float[Array, "b t n k"], memory: KeysValues) -> bool:
-    """Tells whether cuDNN's fused attention takes these, with a mask, and has a gradient.
+def fused(
+    queries: Float[Array, "b t n k"],
+    memory: KeysValues,
+    mask: Bool[Array, "#b t s"] | Literal["causal"] | None,
+) -> Float[Array, "b t n k"]:
+    """Computes what `attend` does by cuDNN's fused attention, and has no weights to show.
 
-    That is 16-bit heads of 8, 16, ... 128 units and an even t and s, where programs are compiled
-    for an NVIDIA GPU of compute capability 8.0 (Ampere) or above.
+    It never holds them, (b, n, t, s) in float32. An array for a mask it reads as a 16-bit number
+    each, so that memory still grows with t s, and leaves out nothing of what that hides.
+    """
+    array, is_causal = (None, True) if isinstance(mask, str) else (mask, False)
+    if array is not None:
+        array = jnp.broadcast_to(array[:, None], (len(queries), 1, *array.shape[1:]))
+    return jax.nn.dot_product_attention(
+        queries, *memory, mask=array, is_causal=is_causal, implementation="cudnn"
+    )
 
-    It keeps no weights, (b, n, t, s) in float32. But it reads the mask as a 16-bit number each, so
-    that memory still grows with t s, and nothing that the mask hides is left out.
+
+def fused_serves(
+    queries: Float[Array, "b t n k"],
+    memory: KeysValues,
+    mask: Bool[Array, "#b t s"] | Literal["causal"] | None,
+) -> bool:
+    """Tells whether `fused` takes these, and has a gradient.
+
+    That is 16-bit heads of 8, 16, ... 128 units, and an even t and s beside an array for a mask,
+    where programs are compiled for an NVIDIA GPU of compute capability 8.0 (Ampere) or above.
     """
     _, t, _, k = queries.shape
     fits = queries.dtype.itemsize == 2 and k % 8 == 0 and k <= 128
-    return fits and t % 2 == memory.keys.shape[1] % 2 == 0 and _on_ampere()
+    if mask is None or isinstance(mask, str):
+        fits = fits and mask in (None, "causal")
+    else:
+        fits = fits and t % 2 == memory.keys.shape[1] % 2 == 0
+    return fits and _on_ampere()
 
 
 def _on_ampere() -> bool:
@@ -96,9 +126,15 @@ def memory_heads(heads: int, kv_heads: int | None) -> int:
 
 
 def causal(t: int) -> Bool[Array, "1 t t"]:
-    """Makes the mask under which a token sees itself and what came before it."""
+    """Makes the mask that "causal" is: a token sees itself and what came before it."""
     at = jnp.arange(t)
     return (at[:, None] >= at[None])[None]
+
+
+def _named(mask: str, t: int) -> Bool[Array, "1 t t"]:
+    if mask != "causal":
+        raise ValueError(f'no mask {mask!r}; there are "causal", None for all, and arrays')
+    return causal(t)
 
 
 def same_segment(queries: Int[Array, "b t"], keys: Int[Array, "b s"]) -> Bool[Array, "b t s"]:
@@ -152,7 +188,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "b t d"],
         memory: KeysValues,
-        mask: Bool[Array, "#b t s"],
+        mask: Bool[Array, "#b t s"] | Literal["causal"] | None,
         positions: Int[Array, "#b t"] | None = None,
         *,
         train: bool = False,
@@ -162,10 +198,8 @@ class Attention(nn.Module):
         queries = self.query_norm(queries) if self.normalise else queries
         queries = self._turn(queries, positions)
         wanted = self.is_mutable_collection("intermediates") or (train and self.dropout > 0)
-        if fused_serves(queries, memory) and not wanted:
-            mask = jnp.broadcast_to(mask[:, None], (len(x), 1, *mask.shape[1:]))
-            fused = jax.nn.dot_product_attention
-            y = fused(queries, *memory, mask=mask, implementation="cudnn")
+        if fused_serves(queries, memory, mask) and not wanted:
+            y = fused(queries, memory, mask)
         else:
             drop = lambda weights: self.drop(weights, train=train)  # noqa: E731
             y, weights = attend(queries, memory, mask, drop=drop)

@@ -115,7 +115,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        mask: Bool[Array, "#b t _"],
+        mask: Bool[Array, "#b t _"] | Literal["causal"] | None,
         *,
         positions: Int[Array, "#b t"] | None = None,
         cache: KeysValues | None = None,
@@ -177,7 +177,7 @@ class Stack(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        mask: Bool[Array, "#b t _"],
+        mask: Bool[Array, "#b t _"] | Literal["causal"] | None,
         *,
         positions: Int[Array, "#b t"] | None = None,
         caches: Memories | None = None,

@@ -136,8 +136,7 @@ class PixelAttention(nn.Module):
             c, self.heads, out_kernel_init=nn.initializers.zeros, dtype=self.dtype,
             param_dtype=self.param_dtype, name="attention",
         )  # fmt: skip
-        every = jnp.ones((1, h * w, h * w), bool)
-        return x + attention(y, attention.remember(y), every).reshape(x.shape)
+        return x + attention(y, attention.remember(y), mask=None).reshape(x.shape)
 
 
 class ImageBlock(nn.Module):

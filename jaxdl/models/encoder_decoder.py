@@ -84,7 +84,10 @@ class EncoderDecoder(nn.Module):
         said = jnp.ones_like(tokens) if segments is None else segments
         memory = self.decoder.remember(self.encode(source, heard, train=train))
         x = self._embed(tokens, places(said), train=train)
-        mask, across = causal(x.shape[1]) & same_segment(said, said), same_segment(said, heard)
+        mask = "causal"
+        if segments is not None:
+            mask = causal(x.shape[1]) & same_segment(segments, segments)
+        across = same_segment(said, heard)
         x, _ = self.decoder(x, mask, sources=memory, source_mask=across, train=train)
         return self._logits(x)
 

@@ -119,7 +119,7 @@ class TransformerLM(nn.Module):
         elif segments is not None:
             at, mask = places(segments), causal(t) & same_segment(segments, segments)
         else:
-            at, mask = jnp.arange(t)[None], causal(t)
+            at, mask = jnp.arange(t)[None], "causal"
         x = self.embed(tokens)
         if self.style == "gpt2":
             x = x + self.positions(jnp.minimum(at, self.limit - 1))

@@ -1,6 +1,7 @@
 """Attention against a formula in NumPy, in 16 bits and by a fused call, and positions."""
 
 from functools import partial
+from inspect import unwrap
 from types import SimpleNamespace
 
 import jax
@@ -9,7 +10,14 @@ import numpy as np
 import pytest
 
 from jaxdl.layers import attention
-from jaxdl.layers.attention import Attention, KeysValues, attend, fused_serves, memory_heads
+from jaxdl.layers.attention import (
+    Attention,
+    KeysValues,
+    attend,
+    causal,
+    fused_serves,
+    memory_heads,
+)
 from jaxdl.layers.embed import places, sinusoids
 
 
@@ -29,6 +37,18 @@ def test_attention_is_a_softmax_of_what_the_mask_leaves():
                 assert not np.asarray(weights)[b, n, t][~here].any()
                 expected = e @ v[b, here, n] / e.sum()
                 np.testing.assert_allclose(out[b, t, n], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_by_name_is_the_array_that_it_stands_for():
+    rng = np.random.default_rng(4)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 5, n, 4)), jnp.float32) for n in (4, 2, 2))
+    for name, array in (("causal", causal(5)), (None, jnp.ones((1, 5, 5), bool))):
+        for x, y in zip(attend(q, KeysValues(k, v), name), attend(q, KeysValues(k, v), array),
+                        strict=True):  # fmt: skip
+            np.testing.assert_array_equal(x, y)
+    # Unwrapped: the tests check annotations, which would be first to speak.
+    with pytest.raises(ValueError, match="no mask 'casual'; there are \"causal\", None for all"):
+        unwrap(attend)(q, KeysValues(k, v), "casual")
 
 
 def test_scores_and_weights_in_16_bits_are_those_of_float32():
@@ -63,47 +83,53 @@ def shaped(t=6, s=4, k=8, dtype=jnp.bfloat16):
 
 
 def test_fused_attention_is_asked_for_what_it_serves_alone(monkeypatch):
-    assert not fused_serves(*shaped())  # here, on a CPU
+    assert not fused_serves(*shaped(), None)  # here, on a CPU
     on_a_gpu(monkeypatch)
-    assert fused_serves(*shaped())
-    assert fused_serves(*shaped(k=128, dtype=jnp.float16))
-    for unserved in ({"dtype": jnp.float32}, {"k": 12}, {"k": 136}, {"t": 5}, {"s": 5},
-                     {"t": 5, "s": 5}):  # fmt: skip
-        assert not fused_serves(*shaped(**unserved)), unserved
+    for mask in (jnp.ones((2, 6, 4), bool), "causal", None):
+        assert fused_serves(*shaped(), mask)
+        assert fused_serves(*shaped(k=128, dtype=jnp.float16), mask)
+        for unserved in ({"dtype": jnp.float32}, {"k": 12}, {"k": 136}):
+            assert not fused_serves(*shaped(**unserved), mask), unserved
+    for t, s in ((5, 4), (6, 5), (5, 5)):
+        assert not fused_serves(*shaped(t, s), jnp.ones((2, t, s), bool))
+        assert fused_serves(*shaped(t, s), None)
+    assert not unwrap(fused_serves)(*shaped(), "casual")
     for old in ({"capability": "7.5"}, {"version": "rocm 6.2", "capability": "gfx942"}):
         on_a_gpu(monkeypatch, **old)
-        assert not fused_serves(*shaped())
+        assert not fused_serves(*shaped(), None)
     on_a_gpu(monkeypatch, capability="10.0")
-    assert fused_serves(*shaped())
+    assert fused_serves(*shaped(), None)
 
 
 def test_the_fused_call_is_attention_with_the_same_mask_and_groups(monkeypatch):
     rng = np.random.default_rng(2)
-    x, source = (jnp.asarray(rng.normal(size=(3, t, 16)), jnp.float32) for t in (6, 4))
+    x, source = (jnp.asarray(rng.normal(size=(3, t, 16)), jnp.float32) for t in (4, 4))
     layer = Attention(16, 4, kv_heads=2)
 
     def attend_to(layer, x, source, mask):
         return layer(x, layer.remember(source), mask)
 
-    masks = jnp.asarray(rng.random((3, 6, 4)) < 0.7).at[..., 0].set(True)
+    masks = jnp.asarray(rng.random((3, 4, 4)) < 0.7).at[..., 0].set(True)
     params = jax.jit(partial(layer.init, method=attend_to))(jax.random.key(0), x, source, masks)
-    plain = [layer.apply(params, x, source, mask, method=attend_to) for mask in (masks, masks[:1])]
+    kinds = masks, masks[:1], "causal", None
+    plain = [layer.apply(params, x, source, mask, method=attend_to) for mask in kinds]
     fused = jax.nn.dot_product_attention
     calls = []
 
     def by_xla(*arrays, implementation, **options):
-        calls.append(implementation)
+        calls.append((implementation, options["mask"] is not None, options["is_causal"]))
         return fused(*arrays, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
     monkeypatch.setattr(attention, "fused_serves", lambda *_: True)
-    for mask, expected in zip((masks, masks[:1]), plain, strict=True):
+    for mask, expected in zip(kinds, plain, strict=True):
         y = layer.apply(params, x, source, mask, method=attend_to)
         np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
-    assert calls == ["cudnn"] * 2
+    arrays, by_name, every = ("cudnn", True, False), ("cudnn", False, True), ("cudnn", False, False)
+    assert calls == [arrays, arrays, by_name, every]
     # Whoever asks for the weights is served by what has them.
     layer.apply(params, x, source, masks, method=attend_to, mutable=["intermediates"])
-    assert len(calls) == 2
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize("kv_heads", [-1, 0, 3, 8])
