@@ -171,17 +171,17 @@ def pairwise_ratio(a: list[float], b: list[float]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
-def matmul_peak(*, repeats: int = 5) -> dict[str, float]:
-    """Measures the machine's own float32 matrix product, in GFLOP/s, by jax and by torch.
+def matmul_peak(dtype: str = "float32", *, repeats: int = 5) -> dict[str, float]:
+    """Measures the machine's own matrix product, in GFLOP/s, by jax and by torch.
 
     Of each the best over several sizes n: 2 n^3 operations in the least time. Shares of the peak
-    are of the larger of the two. On a GPU both may use TF32, as the steps may.
+    are of the larger of the two. On a GPU both may use TF32 for float32, as the steps may.
     """
     sizes = (512, 1024, 2048) if jax.default_backend() == "cpu" else (2048, 4096, 8192)
     product = jax.jit(jnp.dot)
     rates = {"jax": 0.0}
     for n in sizes:
-        x = jnp.ones((n, n), jnp.float32)
+        x = jnp.ones((n, n), dtype)
         seconds = least_seconds(lambda x=x: jax.block_until_ready(product(x, x)), repeats)
         rates["jax"] = max(rates["jax"], 2 * n**3 / seconds / 1e9)
     with contextlib.suppress(UserError):
@@ -189,7 +189,7 @@ def matmul_peak(*, repeats: int = 5) -> dict[str, float]:
         rates["torch"] = 0.0
         device = torch_device()
         for n in sizes:
-            y = torch.ones((n, n), device=device)
+            y = torch.ones((n, n), dtype=getattr(torch, dtype), device=device)
             seconds = least_seconds(lambda y=y: finish(y @ y), repeats)
             rates["torch"] = max(rates["torch"], 2 * n**3 / seconds / 1e9)
     return rates
@@ -214,6 +214,11 @@ def import_torch() -> Any:
         raise UserError(
             "this benchmark compares with PyTorch: pip install 'jaxdl[reference]'"
         ) from error
+    if torch_device() != "cpu" and not torch.cuda.is_available():
+        raise UserError(
+            f"jax has a {jax.default_backend()} here and torch has none: install a CUDA build of"
+            " torch, or compare on the CPU with JAX_PLATFORMS=cpu"
+        )
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
@@ -223,6 +228,11 @@ def import_torch() -> Any:
 def torch_device() -> str:
     """Returns PyTorch's name for the kind of device that JAX runs on."""
     return "cpu" if jax.default_backend() == "cpu" else "cuda"
+
+
+def torch_name(compiled: bool) -> str:
+    """Names a side that is PyTorch's."""
+    return "torch.compile" if compiled else "torch, eager"
 
 
 def finish(tensor: Any) -> None:
@@ -281,6 +291,8 @@ def processor() -> str:
 
 def run(main: Callable[[Any], None], options: type, description: str | None) -> None:
     """Runs a benchmark with the options of the command line; a mistake of theirs is one line."""
+    # Two processes share a GPU, so neither may take most of its memory before it needs it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         main(tyro.cli(options, description=description))
     except UserError as error:

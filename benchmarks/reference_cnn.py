@@ -27,10 +27,10 @@ from benchmarks.harness import (
     matmul_peak,
     run,
     torch_device,
+    torch_name,
 )
 from experiments.image_classification import PRESETS, make_loss, make_model
 from jaxdl.data import ArraySource, make_pipeline
-from jaxdl.errors import UserError
 from jaxdl.keys import derive
 from jaxdl.losses import softmax_cross_entropy
 from jaxdl.malloc import keep_memory
@@ -211,11 +211,6 @@ def torch_epoch(options: Options, *, compiled: bool) -> Side:
     return Side(name=torch_name(compiled), prepare=prepare_side, flops=flops)
 
 
-def torch_name(compiled: bool) -> str:
-    """Names a side."""
-    return "torch.compile" if compiled else "torch, eager"
-
-
 def noise(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws uint8 images [b, 28, 28, 1] and int32 labels."""
     rng = np.random.default_rng(0)
@@ -227,8 +222,6 @@ def main(options: Options) -> None:
     """Prints one line of JSON for each comparison."""
     kept, torch = keep_memory(), import_torch()
     on_gpu = jax.default_backend() != "cpu"
-    if on_gpu and not torch.cuda.is_available():
-        raise UserError("jax has a GPU here and torch has none: install a CUDA build of torch")
     repeat = options.repeat or (50 if on_gpu else 1)
     shared = {"rounds": options.rounds, "warmup": options.warmup, "peak": matmul_peak()}
     about = {"batch_size": options.batch_size, "channels_last": options.channels_last}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.harness import (
@@ -23,6 +24,7 @@ from benchmarks.harness import (
     matmul_peak,
     run,
     torch_device,
+    torch_name,
 )
 from benchmarks.language import (
     draw_tokens,
@@ -38,14 +40,15 @@ from jaxdl.train.optim import adamw, clipped
 
 RATE, DECAY, CLIP, TEMPERATURE = 1e-3, 0.1, 1.0, 0.8
 Style = Literal["gpt2", "modern"]
+Precision = Literal["float32", "bf16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of this benchmark."""
+class Setting:
+    """What a train step is measured on."""
 
     rounds: int = 25
-    """Pairs of measurements of the train step; of the rest a fifth as many."""
+    """Pairs of measurements of the train step."""
     warmup: int = 3
     """Pairs before them that are not counted."""
     batch_size: int = 12
@@ -59,16 +62,24 @@ class Options:
     heads: int = 4
     """Heads of attention."""
     vocabulary: int = 65
-    """Characters."""
+    """Tokens that there are."""
     steps: int = 10
     """Train steps of a measurement."""
+    precision: Precision = "float32"
+    """What is computed in; with bf16 parameters, gradients and the optimiser stay float32."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Setting):
+    """Options of this benchmark; of what is no train step a fifth of the rounds are measured."""
+
     tokens: int = 500
     """Tokens that are generated."""
     deep: int = 24
     """Blocks of the deeper stack, of the two that are compiled as a scan."""
 
 
-def train_step_flops(options: Options, style: Style = "gpt2") -> float:
+def train_step_flops(options: Setting, style: Style = "gpt2") -> float:
     """Counts the operations of the matrix products of a train step.
 
     With d the width and h the units of the MLP a block takes 8 d^2 for attention's projections,
@@ -82,33 +93,33 @@ def train_step_flops(options: Options, style: Style = "gpt2") -> float:
     return 3.0 * options.batch_size * t * (options.layers * block + 2 * d * options.vocabulary)
 
 
-def make_model(options: Options, style: Style = "gpt2", **changes: Any) -> TransformerLM:
+def make_model(options: Setting, style: Style = "gpt2", **changes: Any) -> TransformerLM:
     sizes = {"width": options.width, "layers": options.layers, "heads": options.heads}
-    sizes |= {"limit": options.time}
+    sizes |= {"limit": options.time, "dtype": jnp.bfloat16 if options.precision == "bf16" else None}
     return TransformerLM(options.vocabulary, style=style, **sizes | changes)
 
 
-def make_tokens(options: Options) -> np.ndarray:
+def make_tokens(options: Setting) -> np.ndarray:
     return draw_tokens(options.vocabulary, options.batch_size, options.time + 1)
 
 
-def make_task(options: Options, style: Style = "gpt2", **changes: Any) -> Task:
+def make_task(options: Setting, style: Style = "gpt2", **changes: Any) -> Task:
     """Makes the train step: forward, backward, clipping, AdamW."""
     tx = clipped(adamw(RATE, decay=DECAY), CLIP)
     return language_task(make_model(options, style, **changes), tx, make_tokens(options))
 
 
-def jaxdl_steps(options: Options, style: Style) -> Side:
+def jaxdl_steps(options: Setting, style: Style) -> Side:
     """Train steps in jaxdl."""
     flops = train_step_flops(options, style)
     return make_task(options, style).side(flops=flops, steps=options.steps)
 
 
-def torch_steps(options: Options, style: Style) -> Side:
+def torch_steps(options: Setting, style: Style, *, compiled: bool = False) -> Side:
     """The same train steps in PyTorch."""
 
     def prepare() -> Call:
-        step = make_torch_step(options, style)
+        step = make_torch_step(options, style, compiled=compiled)
 
         def call() -> None:
             for _ in range(options.steps):
@@ -119,22 +130,25 @@ def torch_steps(options: Options, style: Style) -> Side:
         return call
 
     flops = options.steps * train_step_flops(options, style)
-    return Side(name="torch, eager", prepare=prepare, flops=flops)
+    return Side(name=torch_name(compiled), prepare=prepare, flops=flops)
 
 
-def make_torch_step(options: Options, style: Style) -> Any:
+def make_torch_step(options: Setting, style: Style, *, compiled: bool = False) -> Any:
     """Returns what takes a step and returns the loss before it, from jaxdl's own start."""
     torch = import_torch()
     from benchmarks.torch_gpt import torch_adamw, torch_gpt
 
-    model = make_model(options, style)
-    network = torch_gpt(model, init_params(model)).to(torch_device())
+    model, device = make_model(options, style), torch_device()
+    network = torch_gpt(model, init_params(model)).to(device)
     tx = torch_adamw(network, RATE, decay=DECAY)
-    tokens = torch.tensor(make_tokens(options)).long().to(torch_device())
+    tokens = torch.tensor(make_tokens(options)).long().to(device)
+    forward = torch.compile(network) if compiled else network
+    half = options.precision == "bf16"
 
     def step() -> torch.Tensor:
-        logits = network(tokens[:, :-1]).flatten(0, 1)
-        loss = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            logits = forward(tokens[:, :-1]).flatten(0, 1)
+            loss = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
         tx.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)

@@ -8,6 +8,7 @@ import runpy
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -171,6 +172,65 @@ def test_train_steps_of_both_sides_lower_the_same_loss():
         np.testing.assert_allclose(metrics["loss"].compute(), theirs().item(), rtol=1e-4)
 
 
+def test_in_bf16_both_sides_lower_the_same_loss_as_in_float32():
+    pytest.importorskip("torch")
+    from benchmarks import gpt2, transformer
+
+    sizes = {"width": 48, "layers": 2, "heads": 3, "time": 16, "batch_size": 2, "vocabulary": 11}
+    half, full = gpt2.Options(**sizes), gpt2.Options(**sizes, precision="float32")
+    task = transformer.make_task(half)
+    step, state = task.compile()
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    torch_step, exact_step = (transformer.make_torch_step(x, "gpt2") for x in (half, full))
+    losses = []
+    for _ in range(5):
+        state, metrics = step(state, task.batch)
+        losses.append((metrics["loss"].compute(), torch_step().item(), exact_step().item()))
+    ours, theirs, exact = np.transpose(losses)
+    assert (ours != exact).all()  # it is not float32 that is compared
+    assert (theirs != exact).all()
+    np.testing.assert_allclose(ours, exact, rtol=2e-3)
+    np.testing.assert_allclose(theirs, exact, rtol=2e-3)
+
+
+def test_the_share_of_the_data_sheets_peak_is_stated_where_it_is_known(monkeypatch):
+    from benchmarks import gpt2
+
+    options = gpt2.Options()
+    assert gpt2.rates(options, 2.0) == {"tokens_per_second": 10 * 12 * 1024 / 2, "mfu": None}
+    h100 = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(jax, "devices", lambda: [h100])
+    products = 12 * 12 * 768**2 + 50_304 * 768  # parameters, of 124 million in all
+    flops = 6 * products + 12 * 12 * 768 * 1024
+    assert gpt2.rates(options, 1.0)["mfu"] == pytest.approx(10 * 12 * 1024 * flops / 989e12)
+    own = gpt2.Options(peak_tflops=100)
+    assert gpt2.rates(own, 1.0)["mfu"] == pytest.approx(10 * 12 * 1024 * flops / 100e12)
+    assert gpt2.rates(gpt2.Options(precision="float32"), 1.0)["mfu"] is None
+
+
+def test_gpt2_prints_a_line_that_tells_tokens_a_second(capsys, monkeypatch):
+    pytest.importorskip("torch")
+    from benchmarks import gpt2
+
+    monkeypatch.setattr(gpt2, "keep_memory", lambda: False)
+    monkeypatch.setattr(gpt2, "matmul_peak", lambda dtype: {"jax": 10.0})
+    gpt2.main(gpt2.Options(width=48, layers=2, heads=3, time=16, batch_size=2, vocabulary=11,
+                           steps=2, rounds=2, warmup=1))  # fmt: skip
+    line = json.loads(capsys.readouterr().out)
+    assert (line["precision"], line["rounds"], line["b"]["name"]) == ("bf16", 2, "torch, eager")
+    for side in line["a"], line["b"]:
+        assert side["tokens_per_second"] == pytest.approx(2 * 2 * 16 / side["seconds"])
+        assert side["mfu"] is None
+
+
+def test_a_gpu_that_pytorch_does_not_have_is_told(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="install a CUDA build of torch, or compare on the CPU"):
+        harness.import_torch()
+
+
 def test_the_augmentation_of_pytorch_is_the_recipe():
     torch = pytest.importorskip("torch")
     from benchmarks import torch_reference
@@ -222,7 +282,7 @@ def test_without_the_peer_in_diffusion_it_says_what_to_install(monkeypatch):
 
 
 BENCHMARKS = pytest.mark.parametrize(
-    "name", ["reference_cnn", "recurrent", "transformer", "diffusion"]
+    "name", ["reference_cnn", "recurrent", "transformer", "gpt2", "diffusion"]
 )
 
 
@@ -240,5 +300,5 @@ def test_the_options_have_help(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)
     with pytest.raises(SystemExit, match="0"):
-        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
     assert "--rounds" in capsys.readouterr().out
