@@ -3,8 +3,11 @@
 *Coupled* decay adds `decay * p` to the gradient before the optimiser sees it, as
 `torch.optim.Adam(weight_decay=)` does. *Decoupled* decay (Loshchilov and Hutter 2019,
 arXiv:1711.05101) shrinks the parameters beside the optimiser, and here only those of two or more
-axes: not biases, not the scales of normalisations.
+axes: not biases, not the scales of normalisations. Axes are those of one layer, where layers are
+stacked (`jaxdl.train.rules.STACKED`).
 """
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +15,22 @@ import optax
 from jax.typing import ArrayLike
 from optax import contrib
 
-from jaxdl.types import Array, Params
+from jaxdl.train.rules import STACKED
+from jaxdl.train.state import leaf_name
+from jaxdl.types import Array, Params, PyTree
 
 Rate = float | optax.Schedule
 
 
 def matrices(params: Params) -> Params:
     """Marks the parameters that decoupled decay shrinks: those of two or more axes."""
-    return jax.tree.map(lambda p: jnp.ndim(p) >= 2, params)
+    return jax.tree.map(lambda axes: axes >= 2, count_axes(params))
+
+
+def count_axes(params: Params) -> PyTree:
+    """Counts the axes of each parameter, without that of the layers where they are stacked."""
+    count = lambda path, p: jnp.ndim(p) - bool(re.search(STACKED, leaf_name(path)))  # noqa: E731
+    return jax.tree_util.tree_map_with_path(count, params)
 
 
 def adam(
@@ -75,10 +86,15 @@ def muon(rate: Rate, *, decay: float = 0.0) -> optax.GradientTransformation:
     so that one learning rate serves both.
     """
     # optax's own AdamW beside Muon has Nesterov momentum, and does not decay a convolution.
-    matrix = contrib.muon(rate, weight_decay=decay, consistent_rms=0.2)
+    last_two = contrib.MuonDimensionNumbers(-2, -1)
+    matrix = contrib.muon(
+        rate, weight_decay=decay, consistent_rms=0.2,
+        muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda _: last_two, params),
+    )  # fmt: skip
+    label = lambda axes: "muon" if axes == 2 else "adamw"  # noqa: E731
     return optax.partition(
         {"muon": matrix, "adamw": adamw(rate, decay=decay)},
-        lambda params: jax.tree.map(lambda p: "muon" if jnp.ndim(p) == 2 else "adamw", params),
+        lambda params: jax.tree.map(label, count_axes(params)),
     )
 
 

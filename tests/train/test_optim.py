@@ -1,11 +1,14 @@
 """Optimisers against PyTorch's and their own definitions; schedules against their formulas."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from jaxdl.interop.stacks import scanned
 from jaxdl.train import make_train_step, optim
 from tests.train.tiny import assert_close, make_batch, make_loss, make_state
 
@@ -114,6 +117,27 @@ def test_muon_is_adamw_on_all_but_matrices():
     got = follow(optim.muon(RATE, decay=0.2), others | {"kernel": PARAMS["kernel"]})
     for ours, want in zip(got, follow(optim.adamw(RATE, decay=0.2), others), strict=True):
         assert_close({name: ours[name] for name in others}, want)
+
+
+@pytest.mark.parametrize("make", [optim.adamw, optim.muon])
+def test_stacked_layers_are_optimised_as_each_by_itself(make):
+    layers = {
+        f"blocks_{i}": {"up": {"kernel": kernel, "bias": bias}, "norm": {"scale": 1 + bias}}
+        for i, (kernel, bias) in enumerate(zip(RNG.normal(size=(4, 5, 3)).astype(np.float32),
+                                               RNG.normal(size=(4, 3)).astype(np.float32),
+                                               strict=True))
+    }  # fmt: skip
+    tx = make(RATE, decay=0.5)
+
+    def step(params):
+        gradient = jax.tree.map(jnp.sin, params)
+        updates, _ = tx.update(gradient, tx.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    looped, stacked = step(layers), step(scanned(layers))
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), scanned(looped), stacked
+    )
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
