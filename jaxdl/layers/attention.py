@@ -50,24 +50,24 @@ def attend(
     make of the values is of the values' type. Where all of a query's mask is false its weights are
     uniform, and mean nothing. With fewer heads in the memory each serves a group of queries
     (Ainslie et al. 2023, arXiv:2305.13245). `drop` is applied to the weights on their way to the
-    values. Raises ValueError for a name other than "causal".
+    values. Raises ValueError for a mask that is neither boolean nor named above, and for "causal"
+    where t is not s.
     """
     b, t, n, k = queries.shape
-    m = memory.keys.shape[2]
+    _, s, m, _ = memory.keys.shape
     # There are fewer queries than scores to scale, but in 16 bits their quotients are rounded.
     before, after = (k**0.5, 1.0) if queries.dtype == jnp.float32 else (1.0, k**0.5)
     grouped = (queries / before).reshape(b, t, m, n // m, k)
     # Heads first, and then products of plain matrices, with a group's queries in one.
-    grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(b, m, -1, k)
+    grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(b, m, n // m * t, k)
     keys, values = (x.swapaxes(1, 2) for x in memory)
     scores = jnp.matmul(grouped, keys.swapaxes(2, 3), preferred_element_type=jnp.float32) / after
-    scores = scores.reshape(b, n, t, -1)
-    if isinstance(mask, str):
-        mask = _named(mask, t)
-    if mask is not None:
-        scores = jnp.where(mask[:, None], scores, -1e30)
+    scores = scores.reshape(b, n, t, s)
+    seen = _array(mask, t, s)
+    if seen is not None:
+        scores = jnp.where(seen[:, None], scores, -1e30)
     weights = softmax(scores)
-    dropped = drop(weights).astype(values.dtype).reshape(b, m, -1, values.shape[2])
+    dropped = drop(weights).astype(values.dtype).reshape(b, m, n // m * t, s)
     y = (dropped @ values).reshape(b, n, t, k)
     return y.swapaxes(1, 2), weights
 
@@ -77,10 +77,11 @@ def fused(
     memory: KeysValues,
     mask: Bool[Array, "#b t s"] | Literal["causal"] | None,
 ) -> Float[Array, "b t n k"]:
-    """Computes what `attend` does by cuDNN's fused attention, and has no weights to show.
+    """Computes what `attend` does by cuDNN's fused attention; `fused_serves` tells of what.
 
-    It never holds them, (b, n, t, s) in float32. An array for a mask it reads as a 16-bit number
-    each, so that memory still grows with t s, and leaves out nothing of what that hides.
+    It never holds the weights, (b, n, t, s) in float32. An array for a mask it reads as a 16-bit
+    number each, so that memory still grows with t s, and leaves out nothing of what that hides. It
+    has no second derivative, and beside an array no batching rule (`jax.vmap`).
     """
     array, is_causal = (None, True) if isinstance(mask, str) else (mask, False)
     if array is not None:
@@ -97,15 +98,17 @@ def fused_serves(
 ) -> bool:
     """Tells whether `fused` takes these, and has a gradient.
 
-    That is 16-bit heads of 8, 16, ... 128 units, and an even t and s beside an array for a mask,
-    where programs are compiled for an NVIDIA GPU of compute capability 8.0 (Ampere) or above.
+    That is heads of 8, 16, ... 128 units in one type of 16 bits, and an even t and s beside an
+    array for a mask, where programs are compiled for an NVIDIA GPU of compute capability 8.0
+    (Ampere) or above. It serves no mask that `attend` refuses.
     """
-    _, t, _, k = queries.shape
-    fits = queries.dtype.itemsize == 2 and k % 8 == 0 and k <= 128
-    if mask is None or isinstance(mask, str):
-        fits = fits and mask in (None, "causal")
-    else:
-        fits = fits and t % 2 == memory.keys.shape[1] % 2 == 0
+    (_, t, _, k), s = queries.shape, memory.keys.shape[1]
+    dtypes = {x.dtype for x in (queries, *memory)}
+    fits = dtypes in ({jnp.dtype("bfloat16")}, {jnp.dtype("float16")}) and k % 8 == 0 and k <= 128
+    if isinstance(mask, str):
+        fits = fits and mask == "causal" and t == s
+    elif mask is not None:
+        fits = fits and mask.dtype == bool and t % 2 == s % 2 == 0
     return fits and _on_ampere()
 
 
@@ -131,10 +134,17 @@ def causal(t: int) -> Bool[Array, "1 t t"]:
     return (at[:, None] >= at[None])[None]
 
 
-def _named(mask: str, t: int) -> Bool[Array, "1 t t"]:
-    if mask != "causal":
-        raise ValueError(f'no mask {mask!r}; there are "causal", None for all, and arrays')
-    return causal(t)
+def _array(mask: Array | str | None, t: int, s: int) -> Array | None:
+    """Returns the array that a mask is, or stands for; None lets all see all."""
+    if isinstance(mask, str):
+        if mask != "causal":
+            raise ValueError(f'no mask {mask!r}; there are "causal", None for all, and arrays')
+        if t != s:
+            raise ValueError(f'a "causal" mask is for {t} keys, one a query, and there are {s}')
+        return causal(t)
+    if mask is not None and mask.dtype != bool:
+        raise ValueError(f"a mask is boolean, true where a query sees a key, got {mask.dtype}")
+    return mask
 
 
 def same_segment(queries: Int[Array, "b t"], keys: Int[Array, "b s"]) -> Bool[Array, "b t s"]:
@@ -207,7 +217,8 @@ class Attention(nn.Module):
         return self.out(y.reshape(x.shape))
 
     def _split(self, x: Float[Array, "b t d"]) -> Float[Array, "b t n k"]:
-        return x.reshape(*x.shape[:2], -1, self.width // self.heads)
+        k = self.width // self.heads
+        return x.reshape(*x.shape[:2], x.shape[2] // k, k)
 
     def _turn(self, x: Float[Array, "b t n k"], positions: Array | None) -> Array:
         if not self.rotary:

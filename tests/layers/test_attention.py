@@ -46,9 +46,27 @@ def test_a_mask_by_name_is_the_array_that_it_stands_for():
         for x, y in zip(attend(q, KeysValues(k, v), name), attend(q, KeysValues(k, v), array),
                         strict=True):  # fmt: skip
             np.testing.assert_array_equal(x, y)
+
+
+def test_masks_that_mean_nothing_are_refused():
+    q, k = jnp.ones((2, 5, 4, 4)), jnp.ones((2, 5, 2, 4))
     # Unwrapped: the tests check annotations, which would be first to speak.
+    look = lambda mask, q=q: unwrap(attend)(q, KeysValues(k, k), mask)  # noqa: E731
     with pytest.raises(ValueError, match="no mask 'casual'; there are \"causal\", None for all"):
-        unwrap(attend)(q, KeysValues(k, v), "casual")
+        look("casual")
+    with pytest.raises(ValueError, match=r"a mask is boolean, .* got float32"):
+        look(jnp.zeros((1, 5, 5)))  # as PyTorch adds them to scores
+    for t in (1, 3):
+        with pytest.raises(ValueError, match=rf'"causal" mask is for {t} keys, .* there are 5'):
+            look("causal", q[:, :t])
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 3), (2, 0, 3)])
+def test_nothing_attends_to_nothing(shape):
+    b, t, s = shape
+    q, memory = jnp.ones((b, t, 4, 4)), KeysValues(*[jnp.ones((b, s, 2, 4))] * 2)
+    y, weights = attend(q, memory, None)
+    assert (y.shape, weights.shape) == ((b, t, 4, 4), (b, 4, t, s))
 
 
 def test_scores_and_weights_in_16_bits_are_those_of_float32():
@@ -77,7 +95,7 @@ def on_a_gpu(monkeypatch, version="PJRT C API cuda 12090", capability="8.0"):
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
 
 
-def shaped(t=6, s=4, k=8, dtype=jnp.bfloat16):
+def shaped(t=6, s=6, k=8, dtype=jnp.bfloat16):
     queries, keys = jnp.zeros((2, t, 4, k), dtype), jnp.zeros((2, s, 2, k), dtype)
     return queries, KeysValues(keys, keys)
 
@@ -85,7 +103,7 @@ def shaped(t=6, s=4, k=8, dtype=jnp.bfloat16):
 def test_fused_attention_is_asked_for_what_it_serves_alone(monkeypatch):
     assert not fused_serves(*shaped(), None)  # here, on a CPU
     on_a_gpu(monkeypatch)
-    for mask in (jnp.ones((2, 6, 4), bool), "causal", None):
+    for mask in (jnp.ones((2, 6, 6), bool), "causal", None):
         assert fused_serves(*shaped(), mask)
         assert fused_serves(*shaped(k=128, dtype=jnp.float16), mask)
         for unserved in ({"dtype": jnp.float32}, {"k": 12}, {"k": 136}):
@@ -93,7 +111,12 @@ def test_fused_attention_is_asked_for_what_it_serves_alone(monkeypatch):
     for t, s in ((5, 4), (6, 5), (5, 5)):
         assert not fused_serves(*shaped(t, s), jnp.ones((2, t, s), bool))
         assert fused_serves(*shaped(t, s), None)
-    assert not unwrap(fused_serves)(*shaped(), "casual")
+        assert fused_serves(*shaped(t, s), "causal") == (t == s)
+    queries, memory = shaped()
+    assert not fused_serves(queries.astype(jnp.float16), memory, None)
+    assert not fused_serves(queries, jax.tree.map(jnp.float32, memory), None)
+    for nonsense in ("casual", jnp.zeros((2, 6, 6), queries.dtype)):
+        assert not unwrap(fused_serves)(queries, memory, nonsense)
     for old in ({"capability": "7.5"}, {"version": "rocm 6.2", "capability": "gfx942"}):
         on_a_gpu(monkeypatch, **old)
         assert not fused_serves(*shaped(), None)
