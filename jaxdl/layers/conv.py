@@ -39,6 +39,7 @@ def conv(
     """
     if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
         raise ValueError(f"kernels have odd sizes, got {kernel.shape[0]}x{kernel.shape[1]}")
+    x, kernel, bias = promote_dtype(x, kernel, bias)
     if not on_cpu():
         return _biased(_conv(x, kernel), bias)
     if kernel.shape[:2] == (1, 1):
@@ -103,7 +104,7 @@ def _conv_of_few_channels(x: Array, kernel: Array, at_once: int = 4) -> Array:
     wide = jnp.concatenate([jnp.pad(kernel, shift) for shift in shifted], -1)
     same = [(kh // 2, kh // 2), (kw // 2, kw // 2)]
     y = lax.conv_general_dilated(x, wide, (1, at_once), same, dimension_numbers=AXES)
-    return y.reshape(b, h, w, -1)
+    return y.reshape(b, h, w, kernel.shape[-1])
 
 
 def _conv_forward(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, tuple]:

@@ -17,6 +17,7 @@ def dense(
     x: Float[Array, "*t d"], kernel: Float[Array, "d g"], bias: Float[Array, " g"] | None = None
 ) -> Float[Array, "*t g"]:
     """Computes x @ kernel + bias; on CPU gradients are by reverse mode alone."""
+    x, kernel, bias = promote_dtype(x, kernel, bias)
     return (_dense_on_cpu if on_cpu() else _dense)(x, kernel, bias)
 
 

@@ -38,15 +38,18 @@ def layer_norm(
     *,
     epsilon: float = 1e-5,
 ) -> Float[Array, "*t d"]:
-    """Normalises the last axis by its mean and its variance, which is taken about that mean."""
-    return (_token_norm_on_cpu if on_cpu() else _token_norm)(x, scale, bias, True, epsilon)
+    """Normalises the last axis by its mean and its variance, which is taken about that mean.
+
+    Within in float32, out in the type of x.
+    """
+    return _in_float32(x, scale, bias, True, epsilon)
 
 
 def rms_norm(
     x: Float[Array, "*t d"], scale: Float[Array, " d"], *, epsilon: float = 1e-6
 ) -> Float[Array, "*t d"]:
-    """Computes x / sqrt(mean(x^2) + epsilon) scale over the last axis."""
-    return (_token_norm_on_cpu if on_cpu() else _token_norm)(x, scale, None, False, epsilon)
+    """Computes x / sqrt(mean(x^2) + epsilon) scale over the last axis, as `layer_norm` does."""
+    return _in_float32(x, scale, None, False, epsilon)
 
 
 def group_norm(
@@ -82,6 +85,12 @@ def _standardise(x: Array, centre: bool, epsilon: float) -> tuple[Array, Array]:
         x = x - row_sums(x) / d
     rate = lax.rsqrt(row_sums(x * x) / d + epsilon)
     return x * rate, rate
+
+
+def _in_float32(x, scale, bias, centre, epsilon):
+    norm = _token_norm_on_cpu if on_cpu() else _token_norm
+    inputs = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), (x, scale, bias))
+    return norm(*inputs, centre, epsilon).astype(x.dtype)
 
 
 def _token_norm(x, scale, bias, centre, epsilon):

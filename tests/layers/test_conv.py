@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdl.layers import Conv, conv, max_pool
+from tests.layers.twins import assert_gradients_have_their_inputs_types
 
 CASES = {  # (b, h, w, c), (kh, kw), o
     "1x1": ((2, 5, 7, 3), (1, 1), 4),
@@ -47,6 +48,14 @@ def value_and_pullback(function, compiled):
         return y, *pullback(g)
 
     return jax.jit(both) if compiled else both
+
+
+@pytest.mark.parametrize("case", ["1x1", "3x3"])
+def test_of_mixed_types_each_gradient_has_its_own(case):
+    shape, size, o = CASES[case]
+    assert_gradients_have_their_inputs_types(
+        conv, normal(*shape), normal(*size, shape[-1], o), normal(o)
+    )
 
 
 @pytest.mark.parametrize(

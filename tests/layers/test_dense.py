@@ -8,7 +8,7 @@ import pytest
 
 from jaxdl.layers.dense import Dense, dense
 from jaxdl.layers.product import column_sums, middle_sums, on_cpu, row_sums, written
-from tests.layers.twins import assert_twins
+from tests.layers.twins import assert_gradients_have_their_inputs_types, assert_twins
 
 RNG = np.random.default_rng(0)
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -23,6 +23,10 @@ def draw(*shape):
 def test_values_parameters_and_gradients_are_those_of_flax(wide, narrow, use_bias):
     ours, flax = (kind(narrow, use_bias=use_bias) for kind in (Dense, nn.Dense))
     assert_twins(ours, flax, draw(2, 3, wide), draw(2, 3, narrow), draw, **CLOSE)
+
+
+def test_of_mixed_types_each_gradient_has_its_own():
+    assert_gradients_have_their_inputs_types(dense, draw(2, 3, 7), draw(7, 5), draw(5))
 
 
 def test_the_gradient_holds_under_vmap_scan_and_remat():

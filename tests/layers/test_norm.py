@@ -15,7 +15,7 @@ from jaxdl.layers.norm import (
     layer_norm,
     rms_norm,
 )
-from tests.layers.twins import assert_twins
+from tests.layers.twins import assert_gradients_have_their_inputs_types, assert_twins
 
 B, H, W, C, GROUPS = 3, 4, 5, 6, 2
 EPSILON = 1e-5
@@ -173,3 +173,19 @@ def test_gradients_hold_under_vmap_scan_and_remat():
     plain = through((flax, rms, jax.nn.softmax), lambda body: body)
     for wrap in (lambda body: body, jax.checkpoint):
         assert_close(through((layer_norm, rms_norm, softmax), wrap), plain)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_of_tokens_in_16_bits_it_is_computed_in_float32(dtype):
+    x, scale, bias = 300 * draw(5, 64, at=3.0), draw(64, seed=1), draw(64, seed=2)
+    x = x.astype(dtype)
+    for norm in (lambda x: layer_norm(x, scale, bias), lambda x: rms_norm(x, scale)):
+        y = norm(x)
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y, norm(x.astype(jnp.float32)).astype(dtype))
+
+
+def test_of_mixed_types_each_gradient_has_its_own():
+    x, scale, bias = draw(5, 6), draw(6, seed=1), draw(6, seed=2)
+    assert_gradients_have_their_inputs_types(layer_norm, x, scale, bias)
+    assert_gradients_have_their_inputs_types(rms_norm, x, scale)
