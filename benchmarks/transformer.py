@@ -142,13 +142,16 @@ def make_torch_step(options: Setting, style: Style, *, compiled: bool = False) -
     network = torch_gpt(model, init_params(model)).to(device)
     tx = torch_adamw(network, RATE, decay=DECAY)
     tokens = torch.tensor(make_tokens(options)).long().to(device)
-    forward = torch.compile(network) if compiled else network
-    half = options.precision == "bf16"
+
+    def mean_loss() -> torch.Tensor:
+        logits = network(tokens[:, :-1]).flatten(0, 1)
+        return torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
+
+    forward = torch.compile(mean_loss) if compiled else mean_loss
 
     def step() -> torch.Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=half):
-            logits = forward(tokens[:, :-1]).flatten(0, 1)
-            loss = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
+        with torch.autocast(device, torch.bfloat16, enabled=options.precision == "bf16"):
+            loss = forward()
         tx.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)

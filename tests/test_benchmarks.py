@@ -198,8 +198,14 @@ def test_the_share_of_the_data_sheets_peak_is_stated_where_it_is_known(monkeypat
 
     options = gpt2.Options()
     assert gpt2.rates(options, 2.0) == {"tokens_per_second": 10 * 12 * 1024 / 2, "mfu": None}
-    h100 = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(jax, "devices", lambda: [h100])
+    on = lambda kind: monkeypatch.setattr(  # noqa: E731
+        jax, "devices", lambda: [SimpleNamespace(device_kind=kind)]
+    )
+    known = {"NVIDIA A100-SXM4-80GB": 312, "NVIDIA H200": 989, "NVIDIA H200 NVL": None}
+    for kind, peak in known.items():
+        on(kind)
+        assert gpt2.datasheet_peak(options) == peak
+    on("NVIDIA H100 80GB HBM3")
     products = 12 * 12 * 768**2 + 50_304 * 768  # parameters, of 124 million in all
     flops = 6 * products + 12 * 12 * 768 * 1024
     assert gpt2.rates(options, 1.0)["mfu"] == pytest.approx(10 * 12 * 1024 * flops / 989e12)
