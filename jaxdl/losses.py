@@ -29,11 +29,11 @@ def binary_cross_entropy(
 ) -> Float[Array, "*b"]:
     """Computes the cross-entropy, in nats, of targets in [0, 1] under sigmoid(logits).
 
-    loss = y softplus(-z) + (1 - y) softplus(z), which overflows for no finite z and is precise
-    where the loss is small. Raises ValueError where the shapes differ.
+    loss = y softplus(-z) + (1 - y) softplus(z), in float32, which overflows for no finite z and is
+    precise where the loss is small. Raises ValueError where the shapes differ.
     """
     _same_shape("targets", targets.shape, logits.shape)
-    z = logits.astype(jnp.float32)
+    z, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
     # Not max(z, 0) - z y + log1p(exp(-|z|)): its gradient is wrong where a logit is exactly 0.
     return targets * jax.nn.softplus(-z) + (1 - targets) * jax.nn.softplus(z)
 

@@ -12,6 +12,7 @@ that are equal share one compiled program.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -53,8 +54,10 @@ class Temperature:
     value: float
 
     def __post_init__(self):
-        if not self.value > 0:
-            raise ValueError(f"a temperature is above 0, not {self.value}; its limit 0 is `greedy`")
+        if not 0 < self.value < math.inf:
+            raise ValueError(
+                f"a temperature is above 0 and finite, not {self.value}; its limit 0 is `greedy`"
+            )
 
     def __call__(self, logits: Float[Array, "*b v"]) -> Float[Array, "*b v"]:
         """Computes logits / value."""

@@ -116,6 +116,10 @@ def test_half_precision_logits_are_reduced_in_float32():
     ):
         assert loss(half).dtype == jnp.float32
         np.testing.assert_array_equal(loss(half), loss(full))
+    rare = jnp.full(3, 0.001, jnp.bfloat16)
+    cross_entropies = (losses.binary_cross_entropy(jnp.full(3, 3.0), y)
+                       for y in (rare, rare.astype(jnp.float32)))  # fmt: skip
+    np.testing.assert_array_equal(*cross_entropies)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def test_adjustments_apply_in_order():
     [
         lambda: Temperature(0.0),
         lambda: Temperature(float("nan")),
+        lambda: Temperature(float("inf")),
         lambda: TopK(0),
         lambda: TopP(0.0),
         lambda: TopP(1.1),

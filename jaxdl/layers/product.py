@@ -6,6 +6,8 @@ first, so that before it an axis is folded: additions run in the loop that compu
 and an eighth of it is written. On accelerators the plain forms are best.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -65,14 +67,16 @@ def column_sums(x: Float[Array, "b *n o"]) -> Float[Array, " o"]:
     if not on_cpu():
         return x.sum(range(x.ndim - 1))
     # A batch of products is the fastest, which read x as it lies.
-    return middle_sums(x.reshape(x.shape[0] if x.ndim > 2 else 1, -1, x.shape[-1])).sum(0)
+    b, *n, o = x.shape if x.ndim > 2 else (1, *x.shape)
+    return middle_sums(x.reshape(b, math.prod(n), o)).sum(0)
 
 
 def middle_sums(x: Float[Array, "b *n o"]) -> Float[Array, "b o"]:
     """Sums over all axes but the first and the last."""
     if not on_cpu():
         return x.sum(range(1, x.ndim - 1))
-    x = _folded(x.reshape(x.shape[0], -1, x.shape[-1]), 1)
+    b, *n, o = x.shape
+    x = _folded(x.reshape(b, math.prod(n), o), 1)
     return jnp.einsum("bn,bno->bo", jnp.ones(x.shape[:2], x.dtype), x)
 
 

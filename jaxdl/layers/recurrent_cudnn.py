@@ -34,7 +34,11 @@ def cudnn_serves(
 def cudnn_lstm(
     params: CellParams, carry: LSTMCarry, x: Float[Array, "b t d"]
 ) -> tuple[LSTMCarry, Float[Array, "b t h"]]:
-    """Runs one layer by cuDNN; equals `scan_layer("lstm", ...)`, and raises alike."""
+    """Runs one layer by cuDNN; equals `scan_layer("lstm", ...)`, and raises alike.
+
+    But it has no batching rule (`jax.vmap`) and no second derivative. A layer with `chunk=t` or
+    given lengths scans.
+    """
     b, t, d = x.shape
     width = params["recurrent_kernel"].shape[0]
     check_carry("lstm", carry, b, width)

@@ -100,14 +100,15 @@ def _chunks(cell, reverse, params, carry, steps, valid, chunk) -> tuple[CellCarr
     if more:
         valid = jnp.ones((t, b), bool) if valid is None else valid
         steps, valid = (jnp.pad(z, [(0, more)] + [(0, 0)] * (z.ndim - 1)) for z in (steps, valid))
-    split = jax.tree.map(lambda z: z.reshape(-1, chunk, *z.shape[1:]), (steps, valid))
+    chunks = (t + more) // chunk
+    split = jax.tree.map(lambda z: z.reshape(chunks, chunk, *z.shape[1:]), (steps, valid))
 
     @partial(jax.checkpoint, prevent_cse=False)  # a scan needs no barriers against CSE
     def body(carry, x):
         return _span(cell, reverse, params, carry, *x)
 
     carry, y = lax.scan(body, carry, split, reverse=reverse)
-    return carry, y.reshape(-1, *y.shape[2:])[:t]
+    return carry, y.reshape(t + more, *y.shape[2:])[:t]
 
 
 def _span(cell, reverse, params, carry, steps, valid) -> tuple[CellCarry, Array]:

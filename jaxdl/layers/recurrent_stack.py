@@ -34,9 +34,11 @@ def each_gate(init: Initializer, gates: int) -> Initializer:
 
     def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         rows, columns = shape
-        one = partial(init, shape=(rows, columns // gates), dtype=dtype)
+        # Orthogonal matrices are not computed in 16 bits.
+        wide = jnp.promote_types(dtype, jnp.float32)
+        one = partial(init, shape=(rows, columns // gates), dtype=wide)
         kernels = jax.vmap(lambda gate: one(derive(key, gate)))(jnp.arange(gates))
-        return jnp.moveaxis(kernels, 0, 1).reshape(shape)
+        return jnp.moveaxis(kernels, 0, 1).reshape(shape).astype(dtype)
 
     return draw
 

@@ -42,7 +42,7 @@ class ReferenceCNN(nn.Module):
             x = nn.relu(Conv(width, name=f"conv{i}", **dtypes)(x))
             if i > 1:
                 x = max_pool(x, 2)
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         x = Dropout(self.dropout)(x, train=train)
         x = nn.Dense(self.hidden, kernel_init=nn.initializers.he_normal(), name="fc1", **dtypes)(x)
         x = Dropout(self.dropout)(nn.relu(x), train=train)

@@ -48,7 +48,7 @@ class EncoderDecoder(nn.Module):
     dropout: float = 0.1  # of the embeddings, and of what each part of a block adds
     scan: bool = False  # see `jaxdl.layers.block.Stack`, as for `remat`
     remat: bool = False
-    dtype: DTypeLike | None = None
+    dtype: DTypeLike | None = None  # of all layers, and of logits before they become float32
     param_dtype: DTypeLike = jnp.float32
 
     def setup(self):

@@ -1,5 +1,7 @@
 """The multilayer perceptron."""
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -29,7 +31,7 @@ class MLP(nn.Module):
         While training with dropout above 0 it draws from the rng "dropout".
         """
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         for i, width in enumerate(self.widths, start=1):
             x = nn.Dense(width, kernel_init=nn.initializers.he_normal(), name=f"fc{i}", **dtypes)(x)
             x = activation(self.activation)(x)

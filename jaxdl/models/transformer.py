@@ -57,7 +57,7 @@ class TransformerLM(nn.Module):
     dropout: float = 0.0
     scan: bool = False  # see `jaxdl.layers.block.Stack`, as for `remat`
     remat: bool = False
-    dtype: DTypeLike | None = None
+    dtype: DTypeLike | None = None  # of all layers, and of logits before they become float32
     param_dtype: DTypeLike = jnp.float32
 
     def setup(self):

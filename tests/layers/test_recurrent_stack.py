@@ -110,6 +110,11 @@ def test_the_kernels_start_orthogonal_gate_by_gate_and_the_forget_gate_open():
     np.testing.assert_allclose(gates @ gates.swapaxes(1, 2), np.stack([np.eye(H)] * 4), atol=1e-5)
     assert not np.allclose(gates[0], gates[1])
     np.testing.assert_array_equal(params["input_bias"].reshape(4, H).any(1), [0, 1, 0, 0])
+    half = RecurrentLayer("lstm", H, param_dtype=jnp.bfloat16)
+    half_params = jax.jit(half.init)(jax.random.key(0), random(B, T, D))["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(half_params)} == {jnp.dtype(jnp.bfloat16)}
+    for name, kernel in half_params.items():
+        np.testing.assert_array_equal(kernel, params[name].astype(jnp.bfloat16))
     marked = each_gate(lambda key, shape, dtype: jnp.ones(shape, dtype), 3)
     assert marked(jax.random.key(0), (2, 9)).shape == (2, 9)
 

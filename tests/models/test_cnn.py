@@ -157,6 +157,20 @@ def test_other_images_than_the_parameters_are_for_raise(model):
         model.apply({"params": params}, wrong, train=False)
 
 
+@FAMILY
+def test_no_images_have_no_logits_and_no_gradient(name):
+    model, (images, _) = MODELS[name], examples()
+    params = init(model, images)
+
+    def total(params, x):
+        logits = model.apply({"params": params}, x, train=False)
+        return logits.sum(), logits
+
+    gradient, logits = jax.grad(total, has_aux=True)(params, images[:0])
+    assert logits.shape == (0, CLASSES)
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
+
+
 def test_a_residual_block_starts_as_its_shortcut():
     x = jax.random.normal(jax.random.key(0), (2, 6, 4, 5))
     block = ResidualBlock(features=5, norm=lambda x, name: nn.LayerNorm(name=name)(x))

@@ -59,10 +59,11 @@ def test_few_symbols_are_not_looked_up_and_nothing_changes():
     # Dropping next to nothing drops nothing, but looks up.
     (few, looked_up) = (run(V, rate, TOKENS) for rate in (0, 2**-16))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), few, looked_up)
-    tokens = TOKENS.at[0, 0].set(V)
-    for width in (V, V - 1):  # with a unit less than symbols they are looked up
-        (_, logits), _ = run(width, 0, tokens)
-        assert np.isnan(logits).any(-1).tolist() == [[True] * T, [False] * T, [False] * T]
+    for missing in (V, -1):
+        tokens = TOKENS.at[0, 0].set(missing)
+        for width in (V, V - 1):  # with a unit less than symbols they are looked up
+            (_, logits), _ = run(width, 0, tokens)
+            assert np.isnan(logits).any(-1).tolist() == [[True] * T, [False] * T, [False] * T]
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -43,6 +43,11 @@ def network(request):
     return model, params, jax.jit(forward)
 
 
+def test_no_rows_have_no_logits(network):
+    model, params, forward = network
+    assert forward(params, TOKENS[:0]).shape == (0, T, model.vocabulary)
+
+
 def test_cached_is_full_token_by_token_and_read_at_once(network):
     model, params, forward = network
     full = forward(params, TOKENS)
