@@ -7,6 +7,8 @@ checkpoints/    a folder a step
 figures/        PNG
 samples/        what the network made at each evaluation
 model/          the trained weights: model.safetensors and config.json
+judge/          of a run that generates images, what judges them
+profile/        a trace, with --profile
 report.json     the final numbers; its presence says that the run is complete
 """
 
@@ -32,14 +34,25 @@ from jaxdl.run.config import flag
 
 # What a run that was killed at its very beginning leaves behind.
 LEFTOVERS = {".lock", "config.json.tmp"}
+# What --overwrite deletes: all that a run writes, but for its config.json, which is replaced; first
+# what says that the run is complete.
+WRITTEN = (
+    "report.json", "report.json.tmp", "metrics.jsonl", "metrics.jsonl.tmp", "tensorboard",
+    "checkpoints", "figures", "samples", "model", "judge", "profile",
+)  # fmt: skip
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Workdir:
-    """A run folder. Opening it reads; what writes needs it `claimed`."""
+    """A run folder. Opening it reads; what writes needs it `claimed`.
+
+    Raises UserError for a URL, which as a path would be a folder here, of the name `gs:`.
+    """
 
     def __init__(self, path: str | Path, *, checkpoints: Path | None = None):
         self.path = Path(path)
+        if str(path).partition("/")[0].endswith(":"):
+            raise UserError(f"--workdir {path} names no local folder: mount it, and give its path")
         self.checkpoints = checkpoints or self.path / "checkpoints"
         self.figures = self.path / "figures"
         self.samples = self.path / "samples"
@@ -83,9 +96,9 @@ class Workdir:
                 f"--workdir {self.path} holds files but no config.json: it is no run of jaxdl;"
                 " choose another folder"
             )
+        there = self.config()
         if overwrite:
             return
-        there = self.config()
         if there["experiment"] != experiment:
             raise UserError(
                 f"--workdir {self.path} holds a run of {there['experiment']}, not of {experiment};"
@@ -132,7 +145,7 @@ class Workdir:
                 self.check(**run)  # again: another run may have come and gone
                 if overwrite:
                     self._clear()
-                if not self._config.exists():
+                if overwrite or not self._config.exists():
                     about = {"experiment": experiment, "preset": preset, "config": config}
                     about |= {"versions": versions(), "git_commit": git_commit()}
                     write_json(self._config, about)
@@ -169,32 +182,43 @@ class Workdir:
             )
 
     def _clear(self) -> None:
-        """Deletes the run: first what says that it is complete, last what says that it is one."""
-        order = {self._report.name: 0, self._config.name: 2}
-        for entry in sorted(self.path.iterdir(), key=lambda entry: order.get(entry.name, 1)):
-            if entry.name == ".lock":
-                continue
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        """Deletes what the run has written; other files stay, and so does what says it is a run."""
+        for path in map(self.path.joinpath, WRITTEN):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def config(self) -> dict[str, Any]:
-        """Reads config.json; raises UserError where there is none or it is damaged."""
+        """Reads config.json; raises UserError where there is none, or it is damaged, or no run's."""
         try:
-            return json.loads(self._config.read_text())
+            about = json.loads(self._config.read_text())
         except FileNotFoundError as error:
             raise UserError(
                 f"--workdir {self.path} holds no run: there is no config.json"
             ) from error
         except (OSError, ValueError) as error:
             raise UserError(f"{self._config} cannot be read: {error}") from error
+        kinds = {"experiment": str, "config": dict, "versions": dict}
+        if not isinstance(about, dict) or not all(
+            isinstance(about.get(name), kind) for name, kind in kinds.items()
+        ):
+            raise UserError(
+                f"--workdir {self.path} is no run of jaxdl, whose config.json names an experiment,"
+                " a config and versions: choose another folder"
+            )
+        return about
 
     def report(self) -> dict[str, Any] | None:
-        """Reads the report; None while the run is not complete."""
+        """Reads the report; None while the run is not complete. Raises UserError if it is damaged."""
         try:
-            return json.loads(self._report.read_text())
+            report = json.loads(self._report.read_text())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise UserError(f"{self._report} cannot be read: {error}") from error
+        if not isinstance(report, dict) or not isinstance(report.get("test"), dict):
+            raise UserError(
+                f"{self._report} is no report of a run: delete it, and the same command writes one"
+            )
+        return report
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Writes the report, which marks the run as complete."""
@@ -207,15 +231,16 @@ class Workdir:
         return [json.loads(line) for line in self._metrics.read_text().splitlines()]
 
     def rewind(self, step: int, *, evaluated: int) -> None:
-        """Forgets the lines of metrics that a run resumed at `step` writes again; torn ones too.
+        """Forgets the lines of metrics that a run resumed at `step` writes again.
 
-        `evaluated` is the last step whose evaluation the run remembers.
+        So is what is no record, such as the line that a kill tore. `evaluated` is the last step
+        whose evaluation the run remembers.
         """
         if not self._metrics.exists():
             return
         kept = []
         for text in self._metrics.read_text().splitlines(keepends=True):
-            with contextlib.suppress(ValueError):  # the line that a kill tore
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # it is no record
                 line = json.loads(text)
                 last = evaluated if line["kind"] == "evaluation" else step
                 if text.endswith("\n") and line["step"] <= last:

@@ -56,6 +56,42 @@ def test_a_folder_that_is_no_run_is_refused_even_to_overwrite(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize(
+    "theirs",
+    ["[]", "null", "{}", "7", '{"model": "MLP", "config": {}, "about": {}}', '{"experiment": "e"}'],
+)
+def test_a_folder_with_another_programs_config_is_no_run_and_nothing_in_it_is_deleted(
+    theirs, tmp_path
+):
+    (tmp_path / "config.json").write_text(theirs)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "thesis.tex").write_text("ten years")
+    before = snapshot(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="no run of jaxdl"):
+            begin(tmp_path, overwrite=overwrite)
+    assert snapshot(tmp_path) == before
+
+
+def test_overwrite_deletes_what_a_run_writes_and_nothing_else(tmp_path):
+    workdir = begin(tmp_path)
+    for name in ("tensorboard", "checkpoints", "figures", "samples", "model", "judge", "profile"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "old").touch()
+    workdir.log({"step": 1, "kind": "train"})
+    workdir.write_report({"test": {"loss": 1.0}})
+    for name in ("report.json.tmp", "metrics.jsonl.tmp"):  # a kill left them
+        (tmp_path / name).touch()
+    (tmp_path / "notes").mkdir()
+    for mine in ("notes.md", "notes/1.md"):
+        (tmp_path / mine).touch()
+    begin(tmp_path, overwrite=True, experiment="f")
+    assert {str(path) for path in snapshot(tmp_path)} == {
+        ".lock", "config.json", "notes.md", "notes/1.md"
+    }  # fmt: skip
+    assert workdir.config()["experiment"] == "f"
+
+
 def test_overwrite_deletes_the_run_and_takes_another(tmp_path):
     workdir = begin(tmp_path)
     workdir.write_report({"test": {}})
@@ -79,6 +115,22 @@ def test_a_run_killed_while_it_is_overwritten_is_not_complete_but_still_a_run(
         begin(tmp_path, overwrite=True)
     assert Workdir(tmp_path).report() is None
     Workdir(tmp_path).check(**RUN)
+
+
+def test_a_run_killed_when_it_is_all_but_overwritten_is_still_a_run_beside_other_files(
+    tmp_path, monkeypatch
+):
+    begin(tmp_path)
+    (tmp_path / "notes.md").touch()
+
+    def killed(path, value):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            begin(tmp_path, overwrite=True)
+    begin(tmp_path)
 
 
 def test_a_run_killed_before_it_had_a_config_can_begin_again(tmp_path, monkeypatch):
@@ -142,6 +194,30 @@ def test_rewinding_forgets_what_comes_again_and_what_a_kill_tore(tmp_path):
     ]
     workdir.rewind(0, evaluated=0)
     assert workdir.history() == []
+
+
+@pytest.mark.parametrize(
+    "line", ["7", "null", "[]", "{}", '{"step": 1}', '{"step": "1", "kind": "train"}', "\0\0"]
+)
+def test_rewinding_forgets_a_line_that_is_no_record(line, tmp_path):
+    workdir = begin(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(f'{line}\n{{"step": 7, "kind": "train"}}\n')
+    workdir.rewind(20, evaluated=10)
+    assert workdir.history() == [{"step": 7, "kind": "train"}]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"test": 7}'])
+def test_a_report_without_numbers_is_not_taken_for_a_complete_run(text, tmp_path):
+    workdir = begin(tmp_path)
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(UserError, match=r"report\.json is no report of a run: delete it"):
+        workdir.report()
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", Path("s3://bucket/run")])
+def test_a_url_is_no_folder(path):
+    with pytest.raises(UserError, match="names no local folder"):
+        Workdir(path)
 
 
 def test_a_number_that_is_not_finite_is_null_so_that_the_log_stays_json(tmp_path):
