@@ -52,7 +52,7 @@ class RunConfig(HostsConfig):
     """Passes over the training data."""
     batch_size: int = 64
     """Examples a step, over all devices."""
-    eval_batch_size: int = 256
+    eval_batch_size: int = operational(256)
     """Examples a batch in evaluation; it changes no number."""
     accum: int = 1
     """Microbatches that each batch is split into, to save memory."""
@@ -113,12 +113,13 @@ class RunConfig(HostsConfig):
         for name in positive:
             self._require(0 < getattr(self, name) < math.inf, name, "must be above 0, and finite")
         for name in ("seed", "weight_decay", "warmup", "eval_every", "scan", "save_minutes"):
-            self._require(getattr(self, name) >= 0, name, "must not be negative")
+            meant = 0 <= getattr(self, name) < math.inf
+            self._require(meant, name, "must be 0 or more, and finite")
         self._require(self.seed < 2**32, "seed", "must be below 2**32")
         if self.ema_decay is not None:
             self._require(0 < self.ema_decay < 1, "ema_decay", "must lie between 0 and 1")
         if self.clip_norm is not None:
-            self._require(self.clip_norm > 0, "clip_norm", "must be above 0")
+            self._require(0 < self.clip_norm < math.inf, "clip_norm", "must be above 0, and finite")
 
     def _require(self, condition: bool, name: str, what: str) -> None:
         if not condition:

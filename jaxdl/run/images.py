@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -65,12 +66,19 @@ class ImageConfig(RunConfig):
     def __post_init__(self) -> None:
         """Refuses numbers that cannot be meant."""
         super().__post_init__()
-        for name in ("image_size", "std"):
-            self._require(getattr(self, name) > 0, name, "must be above 0")
+        reads = self.folder is None or self.dataset == "folder"
+        self._require(reads, "folder", "needs --dataset folder beside it")
+        self._require(self.workers >= 0, "workers", "must not be negative")
+        self._require(self.image_size > 0, "image_size", "must be above 0")
         self._require(min(self.size) > 0, "image_width", "must be above 0")
-        self._require(0 <= self.scale < 1, "scale", "must lie in [0, 1)")
-        for name in ("rotation", "translate", "shear", "brightness", "contrast", "crop_padding"):
-            self._require(getattr(self, name) >= 0, name, "must not be negative")
+        self._require(math.isfinite(self.mean), "mean", "must be finite")
+        self._require(0 < self.std < math.inf, "std", "must be above 0, and finite")
+        limits = {"rotation": 180, "translate": 1, "brightness": 1, "contrast": 1}
+        limits["crop_padding"] = min(self.size)  # more leaves many a crop without a pixel
+        for name, most in limits.items():
+            self._require(0 <= getattr(self, name) <= most, name, f"must lie in [0, {most}]")
+        for name, end in {"scale": 1, "shear": 90}.items():
+            self._require(0 <= getattr(self, name) < end, name, f"must lie in [0, {end})")
 
     def _require_multiple(self, factor: int) -> None:
         """Refuses sides that do not halve evenly from level to level of a network."""

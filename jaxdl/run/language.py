@@ -50,6 +50,9 @@ class LanguageConfig(RunConfig):
     """Tokens of words or BPE."""
     feed: Literal["windows", "streams"] = "windows"
     """Windows from all over the text, or streams, whose carry passes from batch to batch."""
+    eval_batch_size: int = operational(256)
+    """Windows a batch in evaluation, which changes no number; or streams, which changes where each
+    begins, and so what its first tokens are predicted from."""
     length: int = 128
     """Tokens a window, or of each stream in a batch."""
     context: int = 32
@@ -64,6 +67,10 @@ class LanguageConfig(RunConfig):
         super().__post_init__()
         self._require(self.length > 0, "length", "must be above 0")
         self._require(self.sample > 0, "sample", "must be above 0")
+        reads = self.file is None or self.corpus in ("file", "questions")
+        self._require(reads, "file", "needs --corpus file, or questions, beside it")
+        reads = self.validation_file is None or self.corpus == "file"
+        self._require(reads, "validation_file", "needs --corpus file beside it")
         if self.corpus != "questions":
             most = self.length if self.feed == "windows" else math.inf
             self._require(0 <= self.context < most, "context", "must lie in [0, length)")

@@ -73,6 +73,9 @@ class PairConfig(RunConfig):
     def __post_init__(self) -> None:
         """Refuses numbers that cannot be meant."""
         super().__post_init__()
+        for name in ("source", "target"):
+            reads = getattr(self, name) is None or self.pairs == "files"
+            self._require(reads, name, "needs --pairs files beside it")
         self._require(self.vocabulary > 259, "vocabulary", "must be above 259")
         self._require(self.length > 1, "length", "must be above 1")
         self._require(self.beam > 0, "beam", "must be above 0")

@@ -187,7 +187,7 @@ class Workdir:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def config(self) -> dict[str, Any]:
-        """Reads config.json; raises UserError where there is none, or it is damaged, or no run's."""
+        """Reads config.json; raises UserError where there is none, it is damaged, or no run's."""
         try:
             about = json.loads(self._config.read_text())
         except FileNotFoundError as error:
@@ -207,7 +207,7 @@ class Workdir:
         return about
 
     def report(self) -> dict[str, Any] | None:
-        """Reads the report; None while the run is not complete. Raises UserError if it is damaged."""
+        """Reads the report; None while the run is not complete; UserError where it is damaged."""
         try:
             report = json.loads(self._report.read_text())
         except FileNotFoundError:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,7 @@ def test_loss_counts_answers_and_nothing_else(file):
         ({"tokenizer": "char"}, "--tokenizer must be bpe for questions"),
         ({"network": "lstm"}, "--network must be a transformer, gpt2 or modern, for questions"),
         ({"vocabulary": 258}, "--vocabulary must be above 258 for questions"),
+        ({"validation_file": Path("a")}, "--validation-file needs --corpus file beside it, got a"),
         ({"corpus": "stdlib", "feed": "streams"}, "--feed must be windows for a transformer"),
     ],
 )

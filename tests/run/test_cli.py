@@ -69,7 +69,7 @@ def pictures(tmp_path):
         (["--epochs", "-1"], "--epochs must be above 0, and finite, got -1.0"),
         (["--epochs", "inf"], "--epochs must be above 0, and finite, got inf"),
         (["--learning-rate", "nan"], "--learning-rate must be above 0"),
-        (["--warmup", "-1"], "--warmup must not be negative, got -1"),
+        (["--warmup", "-1"], "--warmup must be 0 or more, and finite, got -1"),
         (["--seed", "4294967296"], "--seed must be below 2**32"),
         (["--ema-decay", "1"], "--ema-decay must lie between 0 and 1"),
         (["--clip-norm", "0"], "--clip-norm must be above 0"),

@@ -293,6 +293,7 @@ def test_a_mistake_is_told_in_one_line(arguments, told, run, capsys):
     ("changes", "told"),
     [
         ({"mean": 0.1}, "--mean must be 0.5"),
+        ({"folder": Path("a")}, "--folder needs --dataset folder beside it, got a"),
         ({"image_size": 9}, "--image-size must be a multiple of 2"),
         ({"attention": (True,)}, "--attention must be as many as --multipliers"),
         ({"sampler_steps": 0}, "--sampler-steps must be above 0"),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,8 @@ def test_bits_a_character_are_of_all_that_is_counted_whatever_the_split():
         ({"length": 0}, "--length must be above 0"),
         ({"length": 8, "context": 8}, "--context must lie in"),
         ({"tokenizer": "bpe", "vocabulary": 100}, "--vocabulary must be above 256"),
+        ({"file": Path("a.txt")}, "--file needs --corpus file, or questions, beside it, got a.txt"),
+        ({"validation_file": Path("a.txt")}, "--validation-file needs --corpus file beside it"),
         ({"layers": 0}, "--layers must be above 0"),
         ({"dropout": 1.0}, "--dropout must lie in"),
         ({"kv_heads": 0}, "--kv-heads must be above 0 and divide --heads, 4, got 0"),

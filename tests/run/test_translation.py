@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -213,6 +214,8 @@ def test_a_mistake_is_told_in_one_line(arguments, told, run, capsys):
         ({"length": 1}, "--length must be above 1"),
         ({"beam": 0}, "--beam must be above 0"),
         ({"alpha": -0.5}, "--alpha must be 0 or more"),
+        ({"source": Path("a")}, "--source needs --pairs files beside it, got a"),
+        ({"target": Path("a")}, "--target needs --pairs files beside it, got a"),
         ({"hidden": 0}, "--hidden must be above 0"),
         ({"width": 20, "heads": 4}, "--width must be a multiple of 2 x --heads, 8"),
         ({"label_smoothing": 1.0}, "--label-smoothing must lie in"),
