@@ -28,6 +28,8 @@ class AverageConfig(VerbConfig):
 
     last: int = 3
     """Evaluations whose checkpoints are averaged, the newest ones; a run keeps those of --keep."""
+    mesh: str | None = None
+    """Devices, by axis, e.g. data=1 [default: as the run was trained]."""
 
     def __post_init__(self) -> None:
         """Refuses numbers that cannot be meant."""
@@ -87,7 +89,8 @@ def average(script: Script, options: AverageConfig) -> None:
     """Averages a run's last evaluations, and exports the mean to RUN/model with its figures.
 
     Its numbers are the section "average" of the report, if the run is complete, and of what is
-    exported: beside them the report keeps those of the run's own weights.
+    exported: beside them the report keeps those of the run's own weights. The folder is locked
+    meanwhile.
     """
     CompilationCache()
     workdir = Workdir(options.workdir)
@@ -97,14 +100,16 @@ def average(script: Script, options: AverageConfig) -> None:
     if not workdir.checkpoints.is_dir():
         raise UserError(f"--workdir {workdir.path} has no checkpoint yet: train first")
     config = from_json(type(next(iter(script.presets.values()))), about["config"])
-    session = Session.start(script.build(config), config)
-    steps, state = averaged(session, workdir, options.last)
-    test, sections = _evaluated(session, workdir, state)
-    numbers, experiment = {"steps": steps, "test": test}, session.experiment
-    described = {**experiment.about, "average": numbers}
-    save_model(workdir.model, experiment.model, state.params, about=described)
-    if (report := workdir.report()) is not None:
-        workdir.write_report(report | {"average": numbers | sections})
+    config = dataclasses.replace(config, mesh=options.mesh or config.mesh)
+    with workdir.locked():
+        session = Session.start(script.build(config), config)
+        steps, state = averaged(session, workdir, options.last)
+        test, sections = _evaluated(session, workdir, state)
+        numbers, experiment = {"steps": steps, "test": test}, session.experiment
+        described = {**experiment.about, "average": numbers}
+        save_model(workdir.model, experiment.model, state.params, about=described)
+        if (report := workdir.report()) is not None:
+            workdir.write_report(report | {"average": numbers | sections})
     say(f"mean after steps {steps}: {summary(test)}; exported to {workdir.model}")
 
 

@@ -141,7 +141,7 @@ class Workdir:
         with contextlib.ExitStack() as held:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                held.enter_context(self._locked())
+                held.enter_context(self.locked())
                 self.check(**run)  # again: another run may have come and gone
                 if overwrite:
                     self._clear()
@@ -157,8 +157,11 @@ class Workdir:
             yield
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Locks the folder; the system unlocks it however the process may end."""
+    def locked(self) -> Iterator[None]:
+        """Locks the folder of a run; the system unlocks it however the process may end.
+
+        Raises UserError where another process has it.
+        """
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

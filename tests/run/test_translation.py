@@ -163,6 +163,13 @@ def test_the_average_is_the_mean_of_the_last_weights(run, capsys):
     assert section["sacrebleu"] == report["sacrebleu"]
 
 
+def test_a_run_in_use_by_another_process_is_not_averaged(run, capsys):
+    with Workdir(run).locked(), pytest.raises(SystemExit, match="2"):
+        main("average", "--workdir", run)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is in use by another process" in line
+
+
 def test_what_is_averaged_is_a_matter_of_the_config_whatever_else_was_saved():
     config = SimpleNamespace(eval_every=20, epochs=1, batch_size=1)
     session = Session(SimpleNamespace(train=SimpleNamespace(examples=90)), config, None)
@@ -195,6 +202,7 @@ def test_translate_prints_a_line_a_text(run, capsys):
         (("average", "--last", "0"), "--last must be at least 1"),
         (("average", "--last", "9"), "the run has 5 evaluations, at [20, 40, 60, 80, 90]"),
         (("average", "--last", "5"), "no checkpoint of [20] is there"),
+        (("average", "--mesh", "data=9"), "--mesh: {'data': 9} does not fit the 8 device(s) here"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(arguments, told, run, capsys):
