@@ -17,7 +17,7 @@ from jaxdl.models import UNet
 from jaxdl.run.cli import VerbConfig
 from jaxdl.run.generation import SamplingConfig, check_sampling
 from jaxdl.run.generator import Sampling, load_generator
-from jaxdl.run.pictures import save_picture, sheet
+from jaxdl.run.pictures import check_picture, save_picture, sheet
 from jaxdl.run.progress import say
 from jaxdl.run.workdir import Workdir
 
@@ -41,6 +41,7 @@ def sample(options: SampleConfig) -> None:
     every = [*range(len(names))]
     chosen = every if options.label is None else [number(names, options.label)]
     labels = np.repeat(np.array(chosen or [0], np.int32), options.count)
+    check_picture(options.path)
     images = generator.sample(labels, jax.random.key(options.seed), how)
     save_picture(options.path, sheet(images, columns=options.count))
     told = f"of each: {', '.join(names[i] for i in chosen)}" if chosen else "pictures"
@@ -90,8 +91,9 @@ def inpaint(options: InpaintConfig) -> None:
     known, masks = (np.broadcast_to(a, (options.count, h, w, c)) for a in (picture, mask))
     labels = np.full(options.count, told, np.int32)
     key = jax.random.key(options.seed)
-    images = generator.inpaint(known.astype(np.float32), masks, labels, key=key, how=how)
     path = options.out or Workdir(options.workdir).samples / "inpaint.png"
+    check_picture(path)
+    images = generator.inpaint(known.astype(np.float32), masks, labels, key=key, how=how)
     rows = np.concatenate([picture[None], np.where(mask, picture, 0.5)[None], images])
     save_picture(path, sheet(rows, columns=len(rows)))
     say(f"{path}  the picture, what was shown of it, and {options.count} completions")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
+
+from jaxdl.errors import UserError
 
 GAP = 2  # pixels between pictures
 
@@ -32,6 +35,21 @@ def sheet(
         top, left = i // columns * height + GAP, i % columns * width + GAP
         ground[top : top + h * zoom, left : left + w * zoom] = picture
     return ground
+
+
+def check_picture(path: Path) -> None:
+    """Makes the folder of a picture; raises UserError where `save_picture` would then fail.
+
+    For what takes long to make: a picture beside it is written and deleted.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix) as file:
+            Image.new("RGB", (1, 1)).save(file.name)
+    # Pillow's words for a name of no format, and for a format that it only reads.
+    except (OSError, ValueError, KeyError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"--out {path} cannot be written ({why}): try a .png elsewhere") from error
 
 
 def save_picture(path: Path, picture: UInt8[np.ndarray, "height width rgb"]) -> None:

@@ -22,7 +22,7 @@ from jaxdl.run.generation import GenerationConfig, SamplingConfig, check_samplin
 from jaxdl.run.generator import Generator, Sampling, load_generator
 from jaxdl.run.images import ImageConfig, load
 from jaxdl.run.judge import Judge, trained_judge
-from jaxdl.run.pictures import save_picture, sheet
+from jaxdl.run.pictures import check_picture, save_picture, sheet
 from jaxdl.run.progress import say
 from jaxdl.run.report import draw_images
 from jaxdl.run.scene_report import accuracies, by_count
@@ -136,6 +136,7 @@ def sample(options: PromptConfig) -> None:
     tokenizer = load_tokenizer(Workdir(options.workdir).model)
     tokens = read_prompts(tokenizer, options.prompt, about["length"])
     given = np.repeat(tokens, options.count, axis=0)
+    check_picture(options.path)
     images = generator.sample(given, jax.random.key(options.seed), how)
     save_picture(options.path, sheet(images, columns=options.count, side=SIDE))
     told = "; ".join(prompt or "(no text)" for prompt in options.prompt)

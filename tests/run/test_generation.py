@@ -276,6 +276,7 @@ def test_a_picture_in_colours_is_mixed_to_grey_where_training_was(run, tmp_path,
         (("sample", "--steps", "0"), "--steps must lie in [1, 1000], got 0"),
         (("sample", "--count", "0"), "--count must be at least 1"),
         (("inpaint", "nowhere.png"), "nowhere.png"),
+        (("sample", "--out", "a.xyz"), "--out a.xyz cannot be written"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(arguments, told, run, capsys):

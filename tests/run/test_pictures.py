@@ -1,9 +1,11 @@
 """Sheets and films: where each picture lies, how large it is, and what is read back."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from jaxdl.run.pictures import GAP, save_film, save_picture, sheet
+from jaxdl.errors import UserError
+from jaxdl.run.pictures import GAP, check_picture, save_film, save_picture, sheet
 
 
 def test_pictures_lie_row_after_row_enlarged_by_a_whole_number(tmp_path):
@@ -16,6 +18,32 @@ def test_pictures_lie_row_after_row_enlarged_by_a_whole_number(tmp_path):
     save_picture(tmp_path / "new" / "sheet.png", drawn)
     with Image.open(tmp_path / "new" / "sheet.png") as image:
         np.testing.assert_array_equal(np.asarray(image), drawn)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("sheet.xyz", "unknown file extension: .xyz"),
+        ("sheet", "unknown file extension"),
+        ("sheet.psd", "PSD"),  # which is read, and not written
+        ("sheet.xbm", "cannot write mode RGB as XBM"),
+        ("file/sheet.png", "File exists"),
+    ],
+)
+def test_a_picture_that_could_not_be_written_is_told_beforehand(name, told, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"--out .*{name} cannot be written .*{told}"):
+        check_picture(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_picture_that_can_be_written_leaves_what_is_there_until_it_is(tmp_path):
+    path = tmp_path / "new" / "sheet.png"
+    check_picture(path)
+    assert not list(path.parent.iterdir())
+    path.write_text("the one before")
+    check_picture(path)
+    assert path.read_text() == "the one before"
 
 
 def test_colours_stay_and_what_is_out_of_range_is_cut_off():

@@ -178,6 +178,7 @@ def test_an_unknown_word_is_told_with_the_nearest(data):
         (("--prompt", "a red two", "--steps", "0"), "--steps must lie in [1, 1000], got 0"),
         (("--prompt", "a red two", "--count", "0"), "--count must be at least 1, got 0"),
         (("--prompt", "a red two", "--sampler", "euler"), "euler"),
+        (("--prompt", "a red two", "--out", "a.xyz"), "--out a.xyz cannot be written"),
         ((), "--prompt"),
     ],
 )
