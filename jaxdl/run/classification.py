@@ -113,13 +113,21 @@ class PredictConfig(VerbConfig):
     invert: bool = False
     """Invert the pictures: for dark strokes on white paper, where training had the reverse."""
 
+    def __post_init__(self) -> None:
+        """Refuses numbers that cannot be meant."""
+        if self.top < 1:
+            raise UserError(f"--top must be at least 1, got {self.top}")
+
 
 def predict(options: PredictConfig) -> None:
     """Prints the most probable classes of each picture file."""
     if not options.images:
         raise UserError("predict needs a picture file, or several")
     CompilationCache()
-    model, params, model_state, about = load_model(Workdir(options.workdir).model)
+    folder = Workdir(options.workdir).model
+    model, params, model_state, about = load_model(folder)
+    if not {"classes", "stored_shape", "mean"} <= about.keys():
+        raise UserError(f"{folder} holds no classifier of images")
     config = ImageConfig(**{name: about[name] for name in PREPARED if name in about})
     height, width, channels = about["stored_shape"]
     pictures = [decode_image(p, size=(height, width), channels=channels) for p in options.images]

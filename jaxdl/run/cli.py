@@ -82,9 +82,11 @@ class Script:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            leave(2, f"no space left ({error}): make room and run the same command again")
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                leave(2, f"no space left ({error}): make room and run the same command again")
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                leave(2, f"{error.filename}: {error.strerror}")
+            raise
 
     def _dispatch(self, arguments: list[str]) -> None:
         given = tuple(arguments)
@@ -139,6 +141,11 @@ class Script:
             return
         cache = CompilationCache()
         session = self._session(config)
+        if config.warmup > session.steps:
+            raise UserError(
+                f"--warmup {config.warmup} is more than the {session.steps} steps of the run:"
+                " its peak learning rate would never come"
+            )
         with (
             workdir.of_this_process() as workdir,
             workdir.claimed(preset=preset, config=to_json(config), **run),

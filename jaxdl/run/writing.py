@@ -143,7 +143,7 @@ class GenerateConfig(VerbConfig):
         """Refuses numbers that cannot be meant."""
         for wrong, what in (
             (self.tokens < 1, "--tokens must be at least 1"),
-            (self.temperature < 0, "--temperature must not be negative"),
+            (not 0 <= self.temperature < math.inf, "--temperature must be 0 or more, and finite"),
             (self.top_k is not None and self.top_k < 1, "--top-k must be at least 1"),
             (self.top_p is not None and not 0 < self.top_p <= 1, "--top-p must lie in (0, 1]"),
             (self.next < 0, "--next must not be negative"),
@@ -203,6 +203,11 @@ class ScoreConfig(VerbConfig):
     """Or a file in UTF-8."""
     worst: int = 10
     """Tokens to print that surprised the model most."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that cannot be meant."""
+        if self.worst < 0:
+            raise UserError("--worst must not be negative")
 
 
 def score(options: ScoreConfig) -> None:

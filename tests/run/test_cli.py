@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,10 @@ def pictures(tmp_path):
         (["--image-size", "50"], "--image-size must be a multiple of 4 to halve evenly, got 50"),
         (["--dropout", "1"], "--dropout must lie in [0, 1)"),
         (["--channels", "2"], "--channels"),
+        (["--rotation", "200"], "--rotation must lie in [0, 180], got 200.0"),
+        (["--folder", "a"], "--folder needs --dataset folder beside it, got a"),
+        (["--workdir", "gs://bucket/run"], "names no local folder"),
+        (["--warmup", "9000"], "--warmup 9000 is more than the 450 steps of the run"),
         (["--seed", "1", "mnist"], "Unrecognized options: mnist"),
         (["evaluate"], "--workdir"),
         (["--workdir", "train", "--keep", "0"], "--keep must be above 0"),
@@ -111,6 +116,11 @@ def test_a_dataset_that_is_not_prepared_tells_what_preparing_needs(tmp_path, mon
     assert "needs tensorflow" in line
     assert "pip install" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_batches_of_evaluation_that_other_devices_need(run, capsys):
+    main(*QUICK, "--eval-batch-size", 512, "--workdir", run)
+    assert "is complete" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change", [("--seed", "1"), ("--widths", "17"), ("--dataset", "mnist")])
@@ -215,6 +225,29 @@ def test_predict_names_the_classes_of_picture_files(run, tmp_path, capsys):
         assert sorted(classes) == list("0123456789")
         assert sum(probabilities) == pytest.approx(1, abs=1e-3)
         assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_predict_takes_no_model_of_another_kind_and_no_number_of_classes_below_1(
+    tmp_path, run, capsys
+):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    command = ("predict", tmp_path / "a.png", "--workdir")
+    shutil.copytree(run / "model", tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    about = json.loads(config.read_text())
+    about["about"] = {"input_shape": about["about"]["input_shape"], "stored_shape": [8, 8, 1]}
+    config.write_text(json.dumps(about))
+    assert "holds no classifier of images" in refused(capsys, *command, tmp_path)
+    assert "--top must be at least 1, got -1" in refused(capsys, *command, run, "--top", -1)
+
+
+def test_evaluate_where_nothing_may_be_written_is_told(run, monkeypatch, capsys):
+    def denied(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(run / "confusion_matrix.png"))
+
+    monkeypatch.setattr("jaxdl.run.classification.draw_confusion_matrix", denied)
+    line = refused(capsys, "evaluate", "--workdir", run)
+    assert line.endswith("confusion_matrix.png: Permission denied")
 
 
 def test_predict_tells_a_corrupt_picture_a_missing_one_and_none(run, tmp_path, capsys):

@@ -142,6 +142,8 @@ def test_a_text_is_worth_the_sum_of_its_tokens_and_stretches_change_nothing(run,
         (("score", "--file", "nowhere.txt"), "nowhere.txt: cannot be read"),
         (("generate", "--stop", "it"), "must be one"),
         (("generate", "--top-p", "1.5"), "--top-p must lie in"),
+        (("generate", "--temperature", "inf"), "--temperature must be 0 or more, and finite"),
+        (("score", "1 times", "--worst", "-1"), "--worst must not be negative"),
         (("generate", "--tokens", "0"), "--tokens must be at least 1"),
     ],
 )
