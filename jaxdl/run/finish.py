@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -55,9 +56,10 @@ def finish(
     return report
 
 
-def summary(test: Mapping[str, float]) -> str:
-    """Puts final numbers into one line."""
-    return ", ".join(f"test {name} {value:.4f}" for name, value in test.items())
+def summary(test: Mapping[str, float | None]) -> str:
+    """Puts final numbers into one line; one that was not finite a report has as None."""
+    numbers = {name: math.nan if value is None else value for name, value in test.items()}
+    return ", ".join(f"test {name} {value:.4f}" for name, value in numbers.items())
 
 
 def device_name() -> str:

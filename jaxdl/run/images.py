@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from pathlib import Path
 from typing import Literal, Protocol
@@ -111,9 +112,14 @@ def load(config: ImageConfig) -> ImageDataset:
         if config.folder is None:
             raise UserError("--dataset folder needs --folder PATH, with train/CLASS/*.png in it")
         return image_folder(config.folder, size=config.size, channels=config.channels)
-    return tfds_images(
-        config.dataset, data_dir=config.data_dir, manual_dir=config.manual_dir, size=config.size
-    )
+    places = {"data_dir": config.data_dir, "manual_dir": config.manual_dir}
+    try:
+        return tfds_images(config.dataset, **places, size=config.size)
+    except UserError as error:  # it names the nearest datasets, but of TFDS's alone
+        near = difflib.get_close_matches(config.dataset, ("digits", "folder"), n=1)
+        if not near:
+            raise
+        raise UserError(f"{error} (beside TFDS's there is {near[0]})") from error
 
 
 def prepare(config: ImageConfig, images: Array, key: Key | None) -> Array:

@@ -92,6 +92,7 @@ def pictures(tmp_path):
         (["--accum", "3"], "and 3 microbatches: use --batch-size 72"),
         (["--eval-batch-size", "100"], "--eval-batch-size 100 does not split"),
         (["--dataset", "mnost"], "TFDS has no dataset 'mnost'; did you mean mnist"),
+        (["--dataset", "digit"], "(beside TFDS's there is digits)"),
         (["folder"], "--dataset folder needs --folder PATH"),
         (["folder", "--folder", "/no/such"], "/no/such: there is no such folder"),
         (["mnist", "--manual-dir", "/no/such"], "--manual-dir /no/such: there is no such folder"),

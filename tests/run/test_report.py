@@ -173,3 +173,7 @@ def test_a_matrix_of_counts_is_a_table_with_names():
 def test_a_run_of_one_interval_has_nothing_to_trace_and_says_so(tmp_path, capsys):
     main(*TINY, "--epochs", 0.2, "--save-minutes", 9, "--profile", "--workdir", tmp_path)
     assert "profile   the first interval was the last" in capsys.readouterr().out
+
+
+def test_the_summary_of_a_report_tells_a_number_that_was_not_finite():
+    assert summary({"loss": 0.5, "accuracy": None}) == "test loss 0.5000, test accuracy nan"
