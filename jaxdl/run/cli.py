@@ -141,17 +141,14 @@ class Script:
             return
         cache = CompilationCache()
         session = self._session(config)
-        if config.warmup > session.steps:
-            raise UserError(
-                f"--warmup {config.warmup} is more than the {session.steps} steps of the run:"
-                " its peak learning rate would never come"
-            )
         with (
             workdir.of_this_process() as workdir,
             workdir.claimed(preset=preset, config=to_json(config), **run),
         ):
             hosts.barrier("workdir")  # what is in it is settled
             say(f"{'workdir':<10}{workdir.path}")
+            if config.warmup > session.steps:
+                say(f"{'warmup':<10}ends after the run: {config.warmup} steps of {session.steps}")
             train(session, workdir, cache)
 
     def evaluate(self, options: EvaluateConfig) -> None:

@@ -82,7 +82,6 @@ def pictures(tmp_path):
         (["--rotation", "200"], "--rotation must lie in [0, 180], got 200.0"),
         (["--folder", "a"], "--folder needs --dataset folder beside it, got a"),
         (["--workdir", "gs://bucket/run"], "names no local folder"),
-        (["--warmup", "9000"], "--warmup 9000 is more than the 450 steps of the run"),
         (["--seed", "1", "mnist"], "Unrecognized options: mnist"),
         (["evaluate"], "--workdir"),
         (["--workdir", "train", "--keep", "0"], "--keep must be above 0"),
@@ -122,6 +121,14 @@ def test_a_dataset_that_is_not_prepared_tells_what_preparing_needs(tmp_path, mon
 def test_a_run_goes_on_with_batches_of_evaluation_that_other_devices_need(run, capsys):
     main(*QUICK, "--eval-batch-size", 512, "--workdir", run)
     assert "is complete" in capsys.readouterr().out
+
+
+def test_a_warmup_that_outlasts_the_run_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxdl.run.train.train", lambda *_: None)
+    for warmup, told in ((8, True), (7, False)):
+        main(*QUICK, "--warmup", warmup, "--workdir", tmp_path / str(warmup))
+        out = capsys.readouterr().out
+        assert (f"warmup    ends after the run: {warmup} steps of 7" in out) == told
 
 
 @pytest.mark.parametrize("change", [("--seed", "1"), ("--widths", "17"), ("--dataset", "mnist")])
