@@ -78,7 +78,8 @@ def prepared(
     Not prepared yet: TFDS prepares it as ArrayRecord, which needs TensorFlow (unless the builder's
     NEEDS_TENSORFLOW is false) and a network, or the files it would download, by their own names, in
     `manual_dir`; their checksums are TFDS's. TFDS writes to a folder of another name and renames it
-    at the end, so a killed run leaves nothing that could be taken for a dataset.
+    at the end, so a killed run leaves nothing that could be taken for a dataset, and of several
+    processes that prepare it at once the first one's files are read by all.
 
     Raises UserError for an unknown name (with the nearest ones), a missing manual folder, or what
     preparing needs and does not find.
@@ -87,6 +88,7 @@ def prepared(
         builder = _open(name, data_dir)
         if not builder.is_prepared():
             _prepare(builder, name, manual_dir)
+            builder = _open(name, data_dir)  # it may be another process that has prepared it
         yield builder
 
 
@@ -188,10 +190,11 @@ def _prepare(builder: Any, name: str, manual_dir: str | os.PathLike | None) -> N
         NonMatchingChecksumError,
         ExtractError,
     ) as error:
-        raise UserError(
-            f"{name}: preparing failed ({type(error).__name__}: {_first_line(error)}); download "
-            f"its files elsewhere and pass their folder as --manual-dir (now {manual_dir})"
-        ) from error
+        if not builder.is_prepared():  # another process was first: its files are the same
+            raise UserError(
+                f"{name}: preparing failed ({type(error).__name__}: {_first_line(error)}); download"
+                f" its files elsewhere and pass their folder as --manual-dir (now {manual_dir})"
+            ) from error
     if not builder.is_prepared():
         raise UserError(f"{builder.data_path} is there but incomplete; delete it and run again")
 

@@ -223,6 +223,22 @@ def test_a_killed_preparation_leaves_nothing_that_could_be_taken_for_a_dataset(t
     assert_tiny(tfds_images("tiny_pictures", data_dir=tmp_path))
 
 
+@pytest.mark.parametrize("at", ["download_and_prepare", "_split_generators"])
+def test_what_another_process_prepares_meanwhile_is_read(tmp_path, monkeypatch, at):
+    """The other is done before this one begins, or before it can rename what it has written."""
+    real = getattr(TinyPictures, at)
+
+    def overtaken(self, *args, **kwargs):
+        monkeypatch.setattr(TinyPictures, at, real)
+        prepare("tiny_pictures", tmp_path)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(TinyPictures, at, overtaken)
+    monkeypatch.setattr(TinyPictures, "NEEDS_TENSORFLOW", False, raising=False)
+    assert_tiny(tfds_images("tiny_pictures", data_dir=tmp_path))
+    assert not list(tmp_path.rglob("*incomplete*"))
+
+
 def test_an_unknown_name_is_answered_with_the_nearest(tmp_path):
     with pytest.raises(UserError, match="'mnits'; did you mean mnist"):
         tfds_images("mnits", data_dir=tmp_path)
