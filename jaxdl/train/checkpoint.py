@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +53,7 @@ class Checkpoints:
     """The checkpoints of one run, a folder a step.
 
     The latest `keep` are kept, so are the latest `keep` whose step is a milestone, whatever was
-    saved between them, and the best one.
+    saved between them, and the best one; a metric that is not finite is worse than any that is.
     """
 
     def __init__(
@@ -74,7 +75,10 @@ class Checkpoints:
         if best is not None:
             name, mode = best
             sign = 1 if mode == "max" else -1
-            score = lambda metrics: sign * metrics[name]  # noqa: E731
+
+            def score(metrics: dict[str, float]) -> float:
+                return sign * metrics[name] if math.isfinite(metrics[name]) else -math.inf
+
             kept.append(
                 policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
             )

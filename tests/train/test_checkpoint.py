@@ -109,6 +109,15 @@ def test_the_latest_and_the_best_are_kept_though_the_metric_worsens(tmp_path, mo
     checkpoints.close()
 
 
+@pytest.mark.parametrize(("mode", "bad"), [("min", float("nan")), ("max", float("inf"))])
+def test_no_metric_that_is_not_finite_is_the_best(tmp_path, mode, bad):
+    checkpoints = Checkpoints(tmp_path, keep=1, best=("score", mode))
+    for step, score in enumerate([bad, 0.5, bad], 1):
+        checkpoints.save(step, state_at(step), PROGRESS, {"score": score})
+    assert checkpoints.steps == [2, 3]
+    checkpoints.close()
+
+
 def test_the_latest_milestones_are_kept_whatever_is_saved_between_them(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2, milestone=lambda step: step % 10 == 0)
     save(checkpoints, 10, 13, 20, 23, 27, 30, 33, 37)
