@@ -4,17 +4,27 @@ import dataclasses
 import io
 import logging
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from jaxdl.data.sources import Example, ImageDataset, every_nth_of_each_class
 from jaxdl.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 HELD_OUT = 10  # one in ten of each class is the test set of a folder that has none
+TURNS = {  # by EXIF orientation; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,7 +55,7 @@ def decode_image(
     try:
         with Image.open(file) as image:
             image.load()
-            image = _eight_bits(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+            image = _eight_bits(_upright(image), "L" if channels == 1 else "RGB")
     except FileNotFoundError as error:
         raise UserError(f"{name}: there is no such file") from error
     # Each of Pillow's readers has its own way of stumbling over broken bytes.
@@ -63,6 +73,19 @@ def decode_image(
 def _unknown(error: BaseException) -> bool:
     # Pillow's own message is the repr of a BytesIO where it was given bytes.
     return type(error).__name__ == "UnidentifiedImageError"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turns a picture as its EXIF says, or not at all where that cannot be read.
+
+    `ImageOps.exif_transpose` also writes the EXIF anew, and fails at any odd value in it.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except (SyntaxError, struct.error):
+        return image
+    turn = TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _eight_bits(image: Image.Image, mode: str) -> Image.Image:

@@ -2,11 +2,12 @@
 
 import io
 import logging
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jaxdl.data import decode_image, image_folder, load_into_memory
 from jaxdl.errors import UserError
@@ -39,6 +40,35 @@ def test_exif_orientation_turns_the_picture_upright():
     exif[0x0112] = 6  # stored lying on its left side: turn clockwise to see it
     decoded = decode_image(encoded(array, exif=exif), size=None, channels=3)
     np.testing.assert_array_equal(decoded, np.rot90(array, -1))
+
+
+def test_every_orientation_is_turned_as_pillow_does():
+    for orientation in range(10):  # 1 is upright, 0 and 9 are nothing
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(pixels(5, 4, 3), exif=exif)
+        with Image.open(io.BytesIO(data)) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image))
+        np.testing.assert_array_equal(decode_image(data, size=None, channels=3), expected)
+
+
+ORIENTATION_6 = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+RESOLUTION_AS_TEXT = struct.pack("<HHI4s", 0x011A, 2, 4, b"72\0\0")  # a rational number by right
+
+
+@pytest.mark.parametrize(
+    ("exif", "turned"),
+    [
+        (b"II*\0\x08\0\0\0\x02\0" + ORIENTATION_6 + RESOLUTION_AS_TEXT + bytes(4), True),
+        (b"II*\0\x08", False),
+        (b"no EXIF at all", False),
+    ],
+    ids=["odd", "cut", "none"],
+)
+def test_odd_exif_does_not_keep_a_picture_from_being_read(exif, turned):
+    array = pixels(5, 4, 3)
+    decoded = decode_image(encoded(array, exif=b"Exif\0\0" + exif), size=None, channels=3)
+    np.testing.assert_array_equal(decoded, np.rot90(array, -1) if turned else array)
 
 
 def test_grey_becomes_three_equal_channels_and_colour_its_luma():
