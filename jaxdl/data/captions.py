@@ -235,7 +235,8 @@ def _read_captions(folder: Path, *, size: tuple[int, int], channels: int) -> Cap
     path = folder / CAPTIONS
     files: list[Path] = []
     captions: list[str] = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    # JSON lets U+2028, at which `splitlines` cuts too, stand in a text as it is.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

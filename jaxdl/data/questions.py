@@ -71,7 +71,8 @@ def question_file(path: str | os.PathLike) -> PairDataset:
     too few are left.
     """
     pairs: dict[Pair, None] = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    # JSON lets U+2028, at which `splitlines` cuts too, stand in a text as it is.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -117,6 +117,20 @@ def test_a_folder_with_one_file_of_captions_holds_out_one_in_ten(tmp_path, caplo
     assert len(widths) == 1
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_ends_at_a_line_feed_alone(tmp_path, end):
+    """JSON lets U+2028 and U+0085 stand in a string as they are."""
+    write(tmp_path, 10)
+    lines = [
+        json.dumps({"file_name": f"{i}.png", "text": f"a\u2028{i}\x85"}, ensure_ascii=False)
+        for i in range(10)
+    ]
+    (tmp_path / "metadata.jsonl").write_bytes(end.join([*lines, ""]).encode())
+    data = caption_folder(tmp_path, **SHAPE)
+    assert data.test.pictures.caption(0) == "a\u20285\x85"
+    assert len(data.train) == 9
+
+
 @pytest.mark.parametrize("held_out", ["test", "validation"])
 def test_a_folder_with_two_splits(tmp_path, held_out):
     write(tmp_path / "train", 4)

@@ -93,6 +93,19 @@ def test_a_file_of_json_lines_is_read(tmp_path):
     assert len(data.train) == 36
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_ends_at_a_line_feed_alone(tmp_path, end):
+    """JSON lets U+2028 and U+0085 stand in a string as they are."""
+    lines = [
+        json.dumps({"prompt": f"ask\u2028{n}", "answer": f"{n}\x85"}, ensure_ascii=False)
+        for n in range(20)
+    ]
+    (tmp_path / "q.jsonl").write_bytes(end.join([*lines, ""]).encode())
+    data = question_file(tmp_path / "q.jsonl")
+    assert data.test == [("ask\u20280", "0\x85")]
+    assert len(data.train) == 18
+
+
 @pytest.mark.parametrize(
     "line", ["prompt: x", "[1]", "3", '{"prompt": "x"}', '{"prompt": "x", "answer": ""}',
              '{"prompt": "x", "answer": 3}'],
