@@ -132,19 +132,21 @@ def load_into_memory(
 
     `progress` is called with the number of examples read and their total, now and then. Threads
     help where decoding or the disk releases the interpreter lock, as Pillow does for JPEG and PNG.
+
+    Raises ValueError naming the first example whose names, shapes or types differ from the first's.
     """
     if isinstance(source, ArraySource):
         return source
-    total = len(source)
-    arrays = {
-        name: np.empty((total, *np.shape(value)), np.asarray(value).dtype)
-        for name, value in source[0].items()
-    }
+    total, kind = len(source), _kind(source[0])
+    arrays = {name: np.empty((total, *shape), dtype) for name, (dtype, shape) in kind.items()}
 
     def read(start: int) -> int:
         stop = min(start + chunk, total)
         for i in range(start, stop):
-            for name, value in source[i].items():
+            example = source[i]
+            if _kind(example) != kind:
+                raise ValueError(f"example {i} has {_kind(example)}, the first {kind}")
+            for name, value in example.items():
                 arrays[name][i] = value
         return stop - start
 
@@ -155,3 +157,9 @@ def load_into_memory(
             if progress is not None:
                 progress(done, total)
     return ArraySource(arrays)
+
+
+def _kind(example: Example) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Returns the type and the shape of each array of an example."""
+    arrays = {name: np.asarray(value) for name, value in example.items()}
+    return {name: (array.dtype, array.shape) for name, array in arrays.items()}

@@ -28,6 +28,23 @@ def test_load_into_memory_equals_the_examples_one_by_one():
     assert load_into_memory(loaded) is loaded
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"image": np.zeros((1, 4, 3), np.uint8), "label": np.int32(1)},  # would be broadcast
+        {"image": np.zeros((4, 4, 3), np.float32), "label": np.int32(1)},  # would be cut to uint8
+        {"image": pixels(4, 4, 3)},  # would have any label
+        {"image": pixels(4, 4, 3), "label": np.int32(1), "more": np.int32(1)},
+    ],
+    ids=["shape", "type", "less", "more"],
+)
+def test_an_example_unlike_the_first_is_named(odd):
+    examples = [{"image": pixels(4, 4, 3), "label": np.int32(i)} for i in range(100)]
+    told = r"example 70 has .*, the first \{'image': \(dtype\('uint8'\), \(4, 4, 3\)\), 'label'"
+    with pytest.raises(ValueError, match=told):
+        load_into_memory([*examples[:70], odd, *examples[71:]])
+
+
 def test_arrays_of_different_lengths_are_no_source():
     with pytest.raises(ValueError, match="one length"):
         ArraySource({"image": pixels(3, 1, 1, 1), "label": np.arange(2)})
