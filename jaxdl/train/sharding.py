@@ -38,8 +38,12 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     It has all of AXES, of size 1 where not named. They are Auto: JAX makes Explicit ones by
     default since 0.9, under which every linen model with an embedding fails with ShardingTypeError.
 
-    Raises UserError where there are too few devices, or where they do not divide.
+    Raises UserError where there are too few devices, or where they do not divide; ValueError for
+    an axis that is not of AXES.
     """
+    for axis in sizes:
+        if axis not in AXES:
+            raise ValueError(f"no axis {axis!r}; there are {', '.join(AXES)}")
     devices = jax.device_count()
     known = math.prod(size for size in sizes.values() if size != -1)
     if list(sizes.values()).count(-1) > 1 or any(

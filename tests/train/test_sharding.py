@@ -51,6 +51,12 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
         make_mesh(sizes)
 
 
+@pytest.mark.parametrize("sizes", [{"model": -1}, {"batch": 8}, {"data": 2, "Data": 4}])
+def test_an_axis_that_there_is_not_is_refused(sizes):
+    with pytest.raises(ValueError, match=r"no axis '(model|batch|Data)'; there are data, fsdp, t"):
+        Placement.over(sizes)
+
+
 def test_a_mesh_is_parsed():
     assert parse_mesh("data=4") == {"data": 4}
     assert parse_mesh(" data=-1 , tensor=2,fsdp=3") == {"data": -1, "tensor": 2, "fsdp": 3}
