@@ -38,6 +38,11 @@ class Pipeline(Protocol):
         ...
 
     @property
+    def seed(self) -> int | None:
+        """What the order is drawn from in training, which has no end; None in evaluation."""
+        ...
+
+    @property
     def arrays(self) -> Mapping[str, np.ndarray]:
         """What lives on the device for the whole run; {} where the data streams."""
         ...
@@ -96,6 +101,11 @@ class Resident:
         """Examples in one pass, over all processes."""
         return self.order.examples
 
+    @property
+    def seed(self) -> int | None:
+        """What the order is drawn from; None in evaluation, one pass in order."""
+        return self.order.seed
+
     def __len__(self) -> int:
         return len(self.order)
 
@@ -106,7 +116,7 @@ class Resident:
 
     def batches(self, start: int = 0) -> Generator[HostBatch, None, None]:
         """Yields the batches from `start` on; there is nothing to prefetch."""
-        stop = sys.maxsize if self.order.seed is not None else len(self)
+        stop = sys.maxsize if self.seed is not None else len(self)
         for step in range(start, stop):
             yield self.batch(step)
 
@@ -157,6 +167,11 @@ class Streaming:
         """Examples in one pass, over all processes."""
         return self.order.examples
 
+    @property
+    def seed(self) -> int | None:
+        """What the order is drawn from; None in evaluation, one pass in order."""
+        return self.order.seed
+
     def __len__(self) -> int:
         return len(self.order)
 
@@ -204,7 +219,7 @@ class _Batches:
         self.pipeline = pipeline
 
     def __len__(self) -> int:
-        return len(self.pipeline) if self.pipeline.order.seed is None else sys.maxsize
+        return len(self.pipeline) if self.pipeline.seed is None else sys.maxsize
 
     def __getitem__(self, index: int) -> HostBatch:
         return self.pipeline.batch(index)

@@ -126,7 +126,14 @@ def fit(
       on_compile: told of each program once it is compiled, before it runs.
 
     The host runs at most two calls ahead of the device, and never waits for the newest.
+
+    Raises ValueError where `chunk` or one of `every` is below 1, and where `data` is of evaluation
+    and its one pass ends before `until`.
     """
+    if chunk < 1 or min(every, default=1) < 1:
+        raise ValueError(f"chunk and every are steps, at least 1; got {chunk} and {list(every)}")
+    if data.seed is None and until > len(data):
+        raise ValueError(f"data has no seed, and ends after {len(data)} batches: until={until}")
     placement = placement or Placement.over()
     feed = Feed(data, placement)
     state = placement.put(state)
@@ -136,7 +143,7 @@ def fit(
     metrics: list[tuple[int, Metrics]] = []
     try:
         while at < until:
-            edge = min(until, *(at // n * n + n for n in every))
+            edge = min([until, *(at // n * n + n for n in every)])
             count = chunk if at + chunk <= edge else 1
             if count not in programs:
                 programs[count] = feed.compile_step(step, state, steps=count)
@@ -166,15 +173,16 @@ def over_batches(
     """Makes `run(state)`, which yields `function(state, batch)` for each batch of one pass.
 
     The program is compiled at the first run and kept; the function sees whole batches, the last of
-    them padded, with a mask.
+    them padded, with a mask. Raises ValueError for `data` of training.
     """
+    _require_end(data)
     feed = Feed(data, dataclasses.replace(placement or Placement.over(), parallel="jit"))
     compiled: list[Compiled] = []
 
     def run(state: TrainState) -> Iterator[PyTree]:
         if not compiled:
             compiled.append(feed.compile(function, state, out=feed.placement.replicated))
-        for batch in itertools.islice(data.batches(), len(data)):
+        for batch in data.batches():
             yield compiled[0].call(state, feed.arrays, feed.put([batch], stacked=False))
 
     return run
@@ -191,7 +199,9 @@ def evaluator(
 
     `eval_step` is made for `placement.axis_name`. It returns the means; None where `stop()` turned
     true before the end. For streams `carry` makes what the rows of the first batch begin with.
+    Raises ValueError for `data` of training, whose passes have no end.
     """
+    _require_end(data)
     feed = Feed(data, placement or Placement.over())
     place = feed.placement
     compiled: list[Compiled] = []
@@ -205,7 +215,7 @@ def evaluator(
             out = place.shardings(state).carry, place.replicated
             compiled.append(feed.compile(eval_step, state, out=out))
         totals: Metrics | None = None
-        for batch in itertools.islice(data.batches(), len(data)):
+        for batch in data.batches():
             rows = feed.put([batch], stacked=False)
             passed_on, metrics = compiled[0].call(state, feed.arrays, rows)
             state = dataclasses.replace(state, carry=passed_on)
@@ -215,3 +225,9 @@ def evaluator(
         return {name: mean.compute() for name, mean in (totals or {}).items()}
 
     return evaluate
+
+
+def _require_end(data: Pipeline) -> None:
+    """Refuses data of training, where the last batch of a pass goes on with the next epoch."""
+    if data.seed is not None:
+        raise ValueError(f"data has the seed {data.seed}, so it has no end; make it with seed=None")

@@ -73,9 +73,17 @@ def make_train_step(
 
     An update that is not finite is refused: parameters, slots and averages stay as they were, the
     step still counts, and the metric "refused" is 1. Stopping on it is the loop's decision.
+
+    The step raises ValueError, while it is traced, where it has an average and the state has none,
+    or the reverse.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if (state.ema is None) != (ema_decay is None):
+            raise ValueError(
+                f"ema_decay is {ema_decay}, which goes with TrainState.create(...,"
+                f" ema={ema_decay is not None})"
+            )
         key = derive(state.key, "train", state.step)
         params, model_state = state.params, state.model_state
         if axis_name is not None:

@@ -101,6 +101,11 @@ def test_a_refused_update_leaves_the_carry_as_it_was():
     assert not np.array_equal(after.carry["h"], state.carry["h"])
 
 
+def test_no_pass_is_made_over_streams_without_end():
+    with pytest.raises(ValueError, match=r"data has the seed 1, .*seed=None"):
+        evaluator(make_eval_step(loss), DATA, carry=functools.partial(zeros, B))
+
+
 @pytest.mark.parametrize(("rows", "devices", "parallel"), [(1, 1, "jit"), (2, 2, "shard_map")])
 def test_an_evaluation_of_streams_is_that_of_the_whole_text_at_once(rows, devices, parallel):
     """With one stream; with two, whose second is given the whole first half to read before."""

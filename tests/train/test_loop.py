@@ -141,6 +141,33 @@ def test_a_finished_run_yields_nothing():
     assert loop(start().replace(step=jax.numpy.int32(UNTIL))) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"every": [5, 0]}, r"every .*\[5, 0\]"),
+        ({"every": [-5]}, r"every .*\[-5\]"),
+        ({"chunk": 0}, "chunk .* 0"),
+    ],
+    ids=str,
+)
+def test_numbers_of_steps_that_are_none_are_refused(options, told):
+    with pytest.raises(ValueError, match=told):
+        loop(start(), **options)
+
+
+def test_a_run_may_have_no_stop_but_its_end():
+    assert [step for step, _, _ in loop(start(), until=2, every=[])] == [2]
+
+
+def test_a_run_over_one_pass_ends_with_it():
+    data = Resident(make_source(N), B, seed=None)
+    options = {"every": [UNTIL], "placement": ONE}
+    (end,) = fit(STEP, start(), data, until=len(data), **options)
+    assert end.step == len(data) == 7
+    with pytest.raises(ValueError, match="data has no seed, and ends after 7 batches: until=8"):
+        next(fit(STEP, start(), data, until=len(data) + 1, **options))
+
+
 def test_each_program_is_told_of_once_before_it_runs():
     told = []
     loop(start(), chunk=CHUNK, until=5, on_compile=told.append)
@@ -191,6 +218,14 @@ def test_an_evaluation_gives_the_means_of_all_examples_again_and_again(scored):
     means = evaluate(state)
     assert means == pytest.approx({name: mean.compute() for name, mean in scored.items()}, rel=1e-5)
     assert evaluate(state) == means
+
+
+@pytest.mark.parametrize("make", [evaluator, over_batches])
+@pytest.mark.parametrize("way", [Resident, Streaming])
+def test_no_pass_is_made_over_data_without_end(make, way):
+    """Its last batch goes on with the next epoch, whose examples would count twice."""
+    with pytest.raises(ValueError, match=r"data has the seed 4, .*seed=None"):
+        make(make_eval_step(make_loss()), make_data(way), placement=ONE)
 
 
 def test_an_evaluation_that_was_told_to_stop_gives_nothing():

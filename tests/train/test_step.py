@@ -133,6 +133,13 @@ def test_an_evaluation_on_a_mapped_axis_equals_jit_on_the_whole_batch(under):
     assert_close(got, want)
 
 
+@pytest.mark.parametrize(("decay", "ema"), [(0.9, False), (None, True)])
+def test_a_state_and_a_step_that_disagree_on_the_average_are_told(decay, ema):
+    step = make_train_step(make_loss(), TX, ema_decay=decay)
+    with pytest.raises(ValueError, match=rf"ema_decay is {decay}, .* TrainState.*ema={not ema}"):
+        run(step, make_state(TX, ema=ema), [make_batch(B)])
+
+
 def test_the_average_follows_its_formula_and_warms_up():
     decay, steps = 0.4, 9
     step = jax.jit(make_train_step(make_loss(), TX, ema_decay=decay))
