@@ -81,7 +81,7 @@ def _upright(image: Image.Image) -> Image.Image:
     `ImageOps.exif_transpose` also writes the EXIF anew, and fails at any odd value in it.
     """
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, struct.error):
         return image
     turn = TURNS.get(orientation)
