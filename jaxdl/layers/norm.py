@@ -89,8 +89,8 @@ def _standardise(x: Array, centre: bool, epsilon: float) -> tuple[Array, Array]:
 
 def _in_float32(x, scale, bias, centre, epsilon):
     norm = _token_norm_on_cpu if on_cpu() else _token_norm
-    inputs = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), (x, scale, bias))
-    return norm(*inputs, centre, epsilon).astype(x.dtype)
+    wide, scale, bias = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), (x, scale, bias))
+    return norm(wide, scale, bias, centre, epsilon).astype(x.dtype)
 
 
 def _token_norm(x, scale, bias, centre, epsilon):
