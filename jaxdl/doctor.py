@@ -50,7 +50,7 @@ def devices() -> None:
     """Prints the devices and their memory."""
     import jax
 
-    for device in jax.devices():
+    for device in jax.devices() if unavailable() is None else ():
         memory = (
             (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
         )
@@ -70,7 +70,9 @@ def cache() -> None:
 def data() -> None:
     """Prints which data can be read at once, and what it takes to prepare more."""
     root = Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
-    prepared = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    # Not what TFDS keeps beside them: its downloads, and what it has not prepared to the end.
+    infos = [*root.glob("*/[0-9]*/dataset_info.json"), *root.glob("*/*/[0-9]*/dataset_info.json")]
+    prepared = sorted({info.relative_to(root).parts[0] for info in infos})
     print(f"data      digits (embedded); prepared in {root}: {', '.join(prepared) or 'none'}")
     if importlib.util.find_spec("tensorflow") is None:
         print("data      TensorFlow is absent: preparing more needs pip install -e '.[prepare]'")
@@ -82,7 +84,9 @@ def problems() -> Iterator[str]:
 
     flags = os.environ.get("XLA_FLAGS", "")
     expected = guards(version("jaxlib"))
-    if jax.default_backend() == "cpu" and not reductions_are_right():
+    if (reason := unavailable()) is not None:
+        yield f"JAX has no devices: {reason}"
+    elif jax.default_backend() == "cpu" and not reductions_are_right():
         yield (
             f"this jaxlib computes fused reductions wrongly with XLA_FLAGS={flags!r}: set"
             f" XLA_FLAGS='{' '.join(f'{k}={v}' for k, v in expected.items())}'"
@@ -95,6 +99,19 @@ def problems() -> Iterator[str]:
         yield "tensorflow and tensorflow-cpu are both installed: pip uninstall one of them"
     if sys.flags.optimize:
         yield "Python runs with -O: assertions are off"
+
+
+def unavailable() -> str | None:
+    """Returns in one line why JAX has no devices to compute on; None where it has."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter has no words
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        silent = f"JAX_PLATFORMS={asked} finds none; without it JAX chooses among what there is"
+        return " ".join(str(error).split()) or silent
+    return None
 
 
 def reductions_are_right() -> bool:

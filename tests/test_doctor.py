@@ -1,3 +1,4 @@
+import jax
 import pytest
 
 from jaxdl import doctor
@@ -9,8 +10,19 @@ def look(capsys):
     return leaving.value.code, capsys.readouterr().out
 
 
+def without_devices(*words):
+    def devices():
+        raise (RuntimeError if words else AssertionError)(*words)
+
+    return lambda m: m.setattr(jax, "devices", devices)
+
+
 def test_the_doctor_prints_versions_devices_cache_and_data(capsys, monkeypatch, tmp_path):
-    (tmp_path / "mnist").mkdir()
+    for folder in ("mnist/3.0.1", "lm1b/en/1.0.0", "downloads/extracted/TAR.lm1b/3.0.1"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "dataset_info.json").touch()
+    (tmp_path / "cifar10" / "incomplete.J4X_3.0.2").mkdir(parents=True)
+    (tmp_path / "cifar10" / "incomplete.J4X_3.0.2" / "dataset_info.json").touch()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     status, out = look(capsys)
     assert (status, "PROBLEM" in out) in {(0, False), (1, True)}
@@ -19,7 +31,7 @@ def test_the_doctor_prints_versions_devices_cache_and_data(capsys, monkeypatch, 
         "jaxlib",
         "device    0: ",
         "cache     ",
-        f"prepared in {tmp_path}: mnist",
+        f"prepared in {tmp_path}: lm1b, mnist\n",
     ):
         assert text in out
     assert sum(line.startswith("device ") for line in out.splitlines()) == 8
@@ -35,6 +47,8 @@ def test_this_installation_computes_its_reductions_right():
         (lambda m: m.setattr(doctor, "reductions_are_right", lambda: False), "reductions wrongly"),
         (lambda m: m.setattr(doctor, "guards", lambda version: {}), "none of those"),
         (lambda m: m.setenv("JAX_ENABLE_X64", "1"), "JAX_ENABLE_X64"),
+        (without_devices(), "JAX has no devices: JAX_PLATFORMS=cpu finds none"),
+        (without_devices("cannot\nopen"), "JAX has no devices: cannot open"),
         (lambda m: m.setattr(doctor, "installed", lambda name: "2.20.0"), "both installed"),
     ],
 )
