@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import optax
 
-from jaxdl.keys import derive
 from jaxdl.run.experiment import Session
 from jaxdl.train.loop import Feed
 from jaxdl.train.state import TrainState, leaf_name
-from jaxdl.train.step import accumulate
-from jaxdl.types import Batch
+from jaxdl.train.step import make_train_step
+from jaxdl.types import Array, Batch, Params
 
 
 def describe_nonfinite(session: Session, state: TrainState, step: int) -> str:
@@ -19,19 +22,11 @@ def describe_nonfinite(session: Session, state: TrainState, step: int) -> str:
     The parameters are those that the run had when it noticed, up to two logging intervals later;
     no refused update has touched them.
     """
-    config, experiment = session.config, session.experiment
-
-    def norms(state: TrainState, batch: Batch):
-        key = derive(state.key, "train", step)
-        sums, *_ = accumulate(session.loss, state, batch, key, config.accum)
-        count = sums.objective.count
-        squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g / count)), sums.total)
-        return sums.objective.total / count, squares
-
-    feed = Feed(experiment.train, session.placement)
+    experiment, placement = session.experiment, session.placement
+    feed = Feed(experiment.train, placement)
     batch = feed.put([experiment.train.batch(step)], stacked=False)
-    program = jax.jit(lambda s, a, b: norms(s, experiment.train.assemble(a, b)))
-    loss, squares = jax.device_get(program(state, feed.arrays, batch))
+    program = feed.compile(_replayed(session, step), state, out=placement.replicated)
+    loss, squares = jax.device_get(program.call(state, feed.arrays, batch))
     by_layer = {leaf_name(path): float(x) ** 0.5
                 for path, x in jax.tree_util.tree_leaves_with_path(squares)}  # fmt: skip
     # NaN is the worst, then the largest.
@@ -43,3 +38,34 @@ def describe_nonfinite(session: Session, state: TrainState, step: int) -> str:
         " update was refused and the last checkpoint is kept: lower --learning-rate, set"
         " --clip-norm, or --nonfinite skip"
     )
+
+
+def _replayed(session: Session, step: int) -> Callable[[TrainState, Batch], tuple[Array, Params]]:
+    """Makes the run's own step anew, with an optimiser that only looks at what it is given.
+
+    So it is spread over the devices, and draws, as it was and did. The function returns the mean
+    objective, and of each parameter the sum of its squared gradient.
+    """
+    config = session.config
+
+    def loss(params, model_state, batch, key, *, train):
+        value, aux = session.loss(params, model_state, batch, key, train=train)
+        return value, aux._replace(metrics={"objective": value})
+
+    def norms(state: TrainState, batch: Batch) -> tuple[Array, Params]:
+        seen = []
+
+        def look(gradient, slots, params=None):
+            seen.append(gradient)
+            return gradient, slots
+
+        train_step = make_train_step(
+            loss, optax.GradientTransformation(lambda params: None, look), accum=config.accum,
+            ema_decay=config.ema_decay, axis_name=session.placement.axis_name,
+        )  # fmt: skip
+        _, metrics = train_step(dataclasses.replace(state, step=jnp.int32(step)), batch)
+        objective = metrics["objective"]
+        squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g)), seen[0])
+        return objective.total / objective.count, squares
+
+    return norms

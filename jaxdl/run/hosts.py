@@ -32,6 +32,14 @@ T = TypeVar("T")
 Place = tuple[str, int, int, Sequence[int] | None]  # coordinator, count, number, local devices
 
 
+class Left(SystemExit):
+    """A signal ends the run at once, by this process alone; its `code` is the status."""
+
+    def __str__(self) -> str:
+        """What the others are told."""
+        return "interrupted"
+
+
 class _Settled:
     """What `joined` settles for the whole process, as JAX's own runtime is one for all of it."""
 
@@ -75,6 +83,8 @@ def joined(config: HostsConfig) -> Iterator[None]:
         barrier("start")
         try:
             yield
+        except Left:
+            raise
         except SystemExit:  # a signal, on which all have agreed
             _part(call)
             raise
@@ -117,6 +127,9 @@ def _telling(call: RollCall) -> Iterator[None]:
     """Tells the other processes why this one fails."""
     try:
         yield
+    except Left as leaving:
+        call.fail(str(leaving), leaving.code)
+        raise
     except SystemExit:
         raise
     except BaseException as error:

@@ -26,7 +26,7 @@ from jaxdl.losses import softmax_cross_entropy
 from jaxdl.metrics import Mean
 from jaxdl.models import ReferenceCNN
 from jaxdl.models.apply import apply, initialise
-from jaxdl.run.hosts import gathered, is_first
+from jaxdl.run.hosts import by_first, gathered, is_first
 from jaxdl.run.images import ImageConfig, augmented
 from jaxdl.run.progress import say
 from jaxdl.train import Aux, Loss, TrainState, fit, make_train_step
@@ -95,11 +95,13 @@ def pictures(config: ImageConfig, images: Array) -> Float[Array, "b h w c"]:
 def trained_judge(
     config: ImageConfig, data: ImageDataset, folder: Path, *, epochs: int, placement: Placement
 ) -> Judge:
-    """Reads the judge that `folder` holds, or trains one and writes it there.
+    """Reads the judge that `folder` holds, process 0's, or trains one and writes it there.
 
     Adam at 1e-3 on batches of the config's size, along half a cosine, augmented; the average of its
     parameters is kept.
     """
+    # The folders of the others vanish; process 0's all can see, as they see the checkpoints.
+    folder = Path(by_first(str(folder.absolute())))
     if (judge := read_judge(folder)) is not None:
         return judge
     started = time.monotonic()

@@ -62,6 +62,16 @@ class Line:
             return None
         return message if isinstance(message, dict) else None
 
+    @property
+    def closed(self) -> bool:
+        """Tells, without waiting, whether the other end is closed."""
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:  # nothing is said, which is as it should be
+            return False
+        except OSError:
+            return True
+
 
 class RollCall:
     """The lines of this process: of process 0 to all others, of any other to process 0."""
@@ -73,8 +83,10 @@ class RollCall:
         """
         self.process, self.address = process, address
         host, _, port = address.rpartition(":")
-        if not (host and port.isdecimal()):
-            raise UserError(f"--coordinator {address} is not of the form HOST:PORT")
+        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise UserError(
+                f"--coordinator {address} is not of the form HOST:PORT, the port from 1 to 65535"
+            )
         deadline = time.monotonic() + seconds
         where = host.strip("[]"), int(port)
         if process == 0:
@@ -82,6 +94,7 @@ class RollCall:
         else:
             self.lines = {0: _report(where, process, count, deadline)}
         self._spoken = threading.Lock()
+        self._status = 1  # of this process, where JAX ends it
         self._watched = threading.Thread(target=self._watch, daemon=True)
         self._watched.start()
         self._answer_abort()
@@ -89,6 +102,7 @@ class RollCall:
     def fail(self, text: str, status: int) -> None:
         """Tells all others why this process ends; what it prints itself is the caller's."""
         if self._spoken.acquire(blocking=False):
+            self._status = status
             self._pass_on(f"process {self.process}: {text}", status)
             self._watched.join(GRACE)  # until all have heard it
             # What is left of the run may wait for the others for ever.
@@ -145,7 +159,7 @@ class RollCall:
         def answer(number: int) -> None:
             if self._spoken.acquire(blocking=False):
                 _say(f"process 0 ({self.address}), the coordinator, is gone ({GONE})")
-            os._exit(1)
+            os._exit(self._status)
 
         self._answer = ctypes.CFUNCTYPE(None, ctypes.c_int)(answer)  # kept: C holds no reference
         ctypes.CDLL(None).signal(signal.SIGABRT, self._answer)
@@ -166,6 +180,7 @@ def _gather(where: tuple[str, int], count: int, deadline: float) -> dict[int, Li
             try:
                 line = Line(server.accept()[0])
             except TimeoutError:
+                _drop_closed(lines)
                 text = f"{named(set(range(1, count)) - set(lines))} did not come to the start"
                 _refuse(lines.values(), RunFailed(text), 1)
             line.socket.settimeout(10)
@@ -174,6 +189,7 @@ def _gather(where: tuple[str, int], count: int, deadline: float) -> dict[int, Li
             if not isinstance(process, int):  # not one of us
                 line.socket.close()
                 continue
+            _drop_closed(lines)
             if process in lines or of != count or not 0 < process < count:
                 text = f"a process says that it is {process} of {of}, where {count} are expected"
                 text += f" and {sorted({0, *lines})} are there: look at --process-id"
@@ -183,6 +199,12 @@ def _gather(where: tuple[str, int], count: int, deadline: float) -> dict[int, Li
     for line in lines.values():
         line.send(start=True)
     return lines
+
+
+def _drop_closed(lines: dict[int, Line]) -> None:
+    """Forgets who has gone since, so that it may come again, as a pod does that is restarted."""
+    for process in [process for process, line in lines.items() if line.closed]:
+        lines.pop(process).socket.close()
 
 
 def _refuse(lines: Iterable[Line], error: Exception, status: int) -> NoReturn:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 import time
 from collections.abc import Callable, Generator, Iterator
+from types import FrameType
 from typing import Any
 
 import jax
@@ -27,6 +29,7 @@ from jaxdl.train.loop import Interval, fit
 from jaxdl.train.program import Compiled
 from jaxdl.train.state import TrainState
 
+SAVED = "interrupted and saved: the same command resumes"
 SMALL_FILES = 2**17  # bytes of a checkpoint's folders, records and indices
 
 
@@ -52,8 +55,11 @@ def train(session: Session, workdir: Workdir, cache: CompilationCache) -> dict[s
                 run = Run(session, workdir, log, checkpoints, stop, cache)
                 state, test = run.to_end(state)
         except Interrupted:
-            say("interrupted and saved: the same command resumes")
+            say(SAVED)
             raise SystemExit(stop.status) from None
+    with told_when_out_of_memory(), left_at_a_signal():
+        if stop.signal is not None:  # it came after the last save had begun
+            signal.raise_signal(stop.signal)
         return finish(session, workdir, state, meters, test)
 
 
@@ -203,6 +209,27 @@ class Run:
         say(f"profile   {folder}")
         yield second
         yield from intervals
+
+
+@contextlib.contextmanager
+def left_at_a_signal() -> Iterator[None]:
+    """Has SIGTERM and SIGINT end the block where it stands: what it makes can be made again.
+
+    Of several processes the one that has the signal tells the others, which may wait for it.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise hosts.Left(128 + number)
+
+    before = {n: signal.signal(n, leave) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except hosts.Left:
+        say(SAVED)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from jaxdl.run.pictures import GAP
 from jaxdl.run.workdir import Workdir
 from jaxdl.train.sharding import Placement
 from tests.run.generators import Pixels, read_picture
+from tests.run.test_hosts import ends_of, free_port
 
 TINY = (
     "--width", "8", "--blocks", "1", "--heads", "2", "--multipliers", "1", "--attention", "True",
@@ -161,15 +162,32 @@ def test_without_a_judge_nothing_is_measured(run, tmp_path):
         measure(MeasureConfig(workdir=tmp_path / "run"))
 
 
-def test_the_judge_is_trained_once(run):
+def test_the_judge_is_trained_once(run, tmp_path, monkeypatch):
     judge = run / "judge" / "model.safetensors"
     before = judge.stat().st_mtime_ns
     config = from_json(Config, Workdir(run).config()["config"])
-    read = trained_judge(config, load(config), run / "judge", epochs=9, placement=Placement.over())
+    again = {"epochs": 9, "placement": Placement.over()}
+    read = trained_judge(config, load(config), run / "judge", **again)
     assert judge.stat().st_mtime_ns == before
     seen = read.look(np.random.default_rng(0).uniform(size=(300, 8, 8, 1)).astype(np.float32))
     assert seen.features.shape == (300, 512)
     np.testing.assert_allclose(seen.probabilities.sum(1), 1, rtol=1e-5)
+    # Another process has an empty folder of its own, and must not be the only one to train.
+    monkeypatch.setattr("jaxdl.run.judge.by_first", lambda path: str(run / "judge"))
+    monkeypatch.setattr("jaxdl.run.judge.fit", None)
+    other = trained_judge(config, load(config), tmp_path, **again)
+    jax.tree.map(np.testing.assert_array_equal, other.params, read.params)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_a_run_that_has_a_judge(run):
+    command = ("-m", "experiments.image_generation", "evaluate", "--workdir", run)
+    command += ("--mesh", "data=2", "--coordinator", f"localhost:{free_port()}")
+    command += ("--num-processes", 2, "--barrier-seconds", 60, "--process-id")
+    ends = ends_of([(*command, i) for i in range(2)])
+    assert [end.status for end in ends] == [0, 0], ends
+    assert "epochs of real images" not in ends[0].out
+    assert "conditional_accuracy" in ends[0].out
 
 
 def test_evaluate_tells_what_the_report_does_and_fid_where_the_weights_are_given(

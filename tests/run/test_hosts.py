@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import jax
@@ -17,6 +19,7 @@ from jaxdl.errors import UserError
 from jaxdl.run import hosts
 from jaxdl.run.config import HostsConfig
 from jaxdl.run.experiment import check_shares
+from jaxdl.run.rollcall import Line, RollCall, _gather
 from jaxdl.run.workdir import Workdir
 from jaxdl.train.sharding import Placement
 from tests.run.killed import draw_nothing
@@ -181,6 +184,16 @@ def test_a_mistake_of_one_process_ends_all_with_its_words_and_its_status():
     assert "no such file" in second.err
 
 
+def test_a_signal_to_one_process_that_cannot_wait_for_the_others_ends_all():
+    first, second = talk("""
+        if me == 1:
+            raise hosts.Left(143)
+        time.sleep(100)
+    """)
+    assert (first.status, second.status) == (143, 143)
+    assert first.err.strip() == "error: process 1: interrupted"
+
+
 def test_what_process_0_says_all_say_and_spread_arrays_are_fetched_whole():
     ends = talk("""
         import jax, numpy as np
@@ -201,6 +214,35 @@ def test_two_processes_of_one_number_are_told():
     code += "with hosts.joined(HostsConfig({}{}, barrier_seconds=60)): pass"
     for end in ends_of([("-c", code.format(run, i)) for i in (0, 1, 1)]):
         assert "look at --process-id" in end.err
+
+
+def hello(port, process, *, of):
+    """Says a number to process 0, where it listens by now."""
+    line = Line(socket.create_connection(("localhost", port)))
+    line.send(process=process, of=of)
+    return line
+
+
+def test_a_process_that_is_restarted_while_the_others_are_awaited_has_its_place():
+    port = free_port()
+    with ThreadPoolExecutor() as pool:
+        gathering = pool.submit(_gather, ("localhost", port), 3, time.monotonic() + 20)
+        time.sleep(0.2)
+        for _ in range(2):
+            hello(port, 1, of=3).socket.close()
+        other, again = hello(port, 2, of=3), hello(port, 1, of=3)
+        lines = gathering.result()
+    ends = [again, other, *lines.values()]
+    assert [line.receive() for line in ends[:2]] == [{"start": True}] * 2
+    assert not any(line.closed for line in ends)
+    for line in ends:
+        line.socket.close()
+
+
+@pytest.mark.parametrize("address", ["localhost", ":8476", "localhost:0", "localhost:99999"])
+def test_an_address_that_is_none_is_told(address):
+    with pytest.raises(UserError, match=f"--coordinator {address} is not of the form HOST:PORT"):
+        RollCall(address, process=0, count=2, seconds=0)
 
 
 @pytest.mark.parametrize(

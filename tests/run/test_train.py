@@ -1,6 +1,9 @@
 """A run goes on after whatever ended it, and ends as if nothing had."""
 
+import dataclasses
 import errno
+import pkgutil
+import re
 import shutil
 import signal
 
@@ -13,8 +16,11 @@ import experiments.image_classification as experiment
 import jaxdl.train.loop
 from jaxdl.keys import derive
 from jaxdl.metrics import Mean
+from jaxdl.run.diagnose import describe_nonfinite
+from jaxdl.run.experiment import Session
 from jaxdl.run.log import Log
 from jaxdl.run.workdir import Workdir
+from jaxdl.train.loop import Feed
 from tests.run.killed import draw_nothing
 from tests.run.tiny_run import (
     QUICK,
@@ -129,6 +135,32 @@ def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(
     assert_same_run(tmp_path, uninterrupted(variant))
 
 
+@pytest.mark.parametrize(
+    ("moment", "number", "status"),
+    [
+        ("jaxdl.run.log.Log.close", signal.SIGINT, 130),  # all is saved
+        ("jaxdl.run.finish.draw_learning_curves", signal.SIGTERM, 143),
+    ],
+)
+def test_a_signal_after_the_last_save_leaves_the_report_to_the_same_command(
+    moment, number, status, tmp_path, uninterrupted, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted("plain"), run)
+    (run / "report.json").unlink()
+    function = pkgutil.resolve_name(moment)
+    raised = lambda *args: (signal.raise_signal(number), function(*args))  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(moment, raised)
+        with pytest.raises(SystemExit) as leaving:
+            main(*TINY, "--workdir", run)
+    assert leaving.value.code == status
+    assert "interrupted and saved: the same command resumes" in capsys.readouterr().out
+    assert not (run / "report.json").exists()
+    main(*TINY, "--workdir", run)
+    assert_same_run(run, uninterrupted("plain"))
+
+
 @pytest.mark.parametrize("damage", ["truncated", "foreign"])
 def test_an_unusable_newest_checkpoint_is_told_and_the_one_before_is_used(
     damage, tmp_path, uninterrupted, capsys
@@ -238,6 +270,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert saved_steps(tmp_path)[-1] == 10
     assert ended(capsys, 1, *command) == line  # the same command resumes, and finds the same
     assert not (tmp_path / "report.json").exists()
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap", "shard_map"])
+def test_a_refused_step_is_replayed_as_it_was_over_the_devices_and_with_its_draws(parallel):
+    config = dataclasses.replace(
+        experiment.PRESETS["digits-mlp"], model="residual", norm="batch", widths=(4,), dropout=0.5,
+        mesh="data=2", parallel=parallel,
+    )  # fmt: skip
+    session, step = Session.start(experiment.build(config), config), 3
+    state = session.placement.put(session.initial_state().replace(step=jnp.int32(step)))
+    told = describe_nonfinite(session, state, step)
+    feed = Feed(session.experiment.train, session.placement)
+    batch = feed.put([feed.data.batch(step)], stacked=False)
+    program = feed.compile_step(session.train_step(), state)
+    _, metrics = program.call(state, feed.arrays, batch)
+    loss, norm = (float(metrics[name].compute()) for name in ("loss", "grad_norm"))
+    found = re.search(r"step 3 is not finite: loss (\S+), gradient norm (\S+),", told)
+    assert [*map(float, found.groups())] == pytest.approx([loss, norm], rel=2e-3)
 
 
 def test_a_loss_that_is_not_finite_is_skipped_by_flag_and_counted(tmp_path, monkeypatch, capsys):
