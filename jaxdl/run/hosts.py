@@ -33,7 +33,11 @@ Place = tuple[str, int, int, Sequence[int] | None]  # coordinator, count, number
 
 
 class Left(SystemExit):
-    """A signal ends the run at once, by this process alone; its `code` is the status."""
+    """A signal to this process ends the run at once, without asking the others."""
+
+    def __init__(self, status: int):
+        super().__init__(status)
+        self.status = status
 
     def __str__(self) -> str:
         """What the others are told."""
@@ -128,7 +132,7 @@ def _telling(call: RollCall) -> Iterator[None]:
     try:
         yield
     except Left as leaving:
-        call.fail(str(leaving), leaving.code)
+        call.fail(str(leaving), leaving.status)
         raise
     except SystemExit:
         raise
