@@ -35,9 +35,9 @@ def describe_nonfinite(session: Session, state: TrainState, step: int) -> str:
     total = sum(norm**2 for norm in by_layer.values()) ** 0.5
     return (
         f"step {step} is not finite: loss {objective.compute():.4g}, gradient norm {total:.4g},"
-        f" learning rate {session.learning_rate(step):.3g}, worst layer {worst} ({by_layer[worst]:.4g})."
-        " Its update was refused and the last checkpoint is kept: lower --learning-rate, set"
-        " --clip-norm, or --nonfinite skip"
+        f" learning rate {session.learning_rate(step):.3g}, worst layer {worst}"
+        f" ({by_layer[worst]:.4g}). Its update was refused and the last checkpoint is kept: lower"
+        " --learning-rate, set --clip-norm, or --nonfinite skip"
     )
 
 
