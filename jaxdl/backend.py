@@ -1,6 +1,7 @@
 """What must be settled before the first array exists: the CPU guard and the compilation cache.
 
-Nothing here starts a JAX backend; importing this module does not even import JAX.
+Nothing here but `unavailable` starts a JAX backend; importing this module does not even import
+JAX.
 """
 
 import os
@@ -54,6 +55,19 @@ def backend_started() -> bool:
     """Tells whether JAX has started a backend, without importing JAX or starting one."""
     bridge = sys.modules.get("jax._src.xla_bridge")
     return bridge is not None and bridge.backends_are_initialized()
+
+
+def unavailable() -> str | None:
+    """Returns in one line why JAX has no devices to compute on; None where it has."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter has no words
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        silent = f"JAX_PLATFORMS={asked} finds none; without it JAX chooses among what there is"
+        return " ".join(str(error).split()) or silent
+    return None
 
 
 def cache_directory() -> Path:

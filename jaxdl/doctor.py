@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from jaxdl import __version__
-from jaxdl.backend import cache_directory, guards
+from jaxdl.backend import cache_directory, guards, unavailable
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets",
@@ -99,19 +99,6 @@ def problems() -> Iterator[str]:
         yield "tensorflow and tensorflow-cpu are both installed: pip uninstall one of them"
     if sys.flags.optimize:
         yield "Python runs with -O: assertions are off"
-
-
-def unavailable() -> str | None:
-    """Returns in one line why JAX has no devices to compute on; None where it has."""
-    import jax
-
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter has no words
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        silent = f"JAX_PLATFORMS={asked} finds none; without it JAX chooses among what there is"
-        return " ".join(str(error).split()) or silent
-    return None
 
 
 def reductions_are_right() -> bool:

@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from jaxdl.backend import CompilationCache
+from jaxdl.backend import CompilationCache, backend_started, unavailable
 from jaxdl.errors import RunFailed, UserError
 from jaxdl.malloc import keep_memory
 from jaxdl.run import hosts
@@ -86,6 +86,10 @@ class Script:
                 leave(2, f"no space left ({error}): make room and run the same command again")
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 leave(2, f"{error.filename}: {error.strerror}")
+            raise
+        except (RuntimeError, AssertionError):
+            if not backend_started() and (reason := unavailable()):
+                leave(2, f"JAX has no devices: {reason}")
             raise
 
     def _dispatch(self, arguments: list[str]) -> None:

@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -121,6 +122,19 @@ def test_a_dataset_that_is_not_prepared_tells_what_preparing_needs(tmp_path, mon
 def test_a_run_goes_on_with_batches_of_evaluation_that_other_devices_need(run, capsys):
     main(*QUICK, "--eval-batch-size", 512, "--workdir", run)
     assert "is complete" in capsys.readouterr().out
+
+
+def test_without_a_device_it_is_told_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "experiments.image_classification", *QUICK]
+    command += ["--workdir", str(tmp_path / "run")]
+    env = os.environ | {"JAX_PLATFORMS": "cuda"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
+    if done.returncode == 0:
+        pytest.skip("there is a GPU here")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: JAX has no devices: ")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_warmup_that_outlasts_the_run_is_told(tmp_path, monkeypatch, capsys):
