@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from jaxdl.data.files import HELD_OUT, decode_image
 from jaxdl.data.images import resize, to_float
 from jaxdl.data.scenes import THINGS, Scenes, every_phrase, is_held_out
 from jaxdl.data.sources import Example, ImageDataset, Source, load_into_memory
-from jaxdl.data.text import read_text
+from jaxdl.data.text import read_json_lines
 from jaxdl.data.tokenizers import WordTokenizer
 from jaxdl.errors import UserError
 
@@ -235,21 +234,10 @@ def _read_captions(folder: Path, *, size: tuple[int, int], channels: int) -> Cap
     path = folder / CAPTIONS
     files: list[Path] = []
     captions: list[str] = []
-    # JSON lets U+2028, at which `splitlines` cuts too, stand in a text as it is.
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-            name, text = value["file_name"], value["text"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f'{path}, line {number}: must be like {{"file_name": "1.png", "text": "a cat"}}'
-            ) from error
-        if not all(isinstance(part, str) and part.strip() for part in (name, text)):
-            raise UserError(f"{path}, line {number}: file_name and text must be text, not empty")
+    example = {"file_name": "1.png", "text": "a cat"}
+    for where, (name, text) in read_json_lines(path, example):
         if not (folder / name).is_file():
-            raise UserError(f"{path}, line {number}: there is no file {folder / name}")
+            raise UserError(f"{where}: there is no file {folder / name}")
         files.append(folder / name)
         captions.append(text)
     if not files:

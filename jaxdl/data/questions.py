@@ -7,7 +7,6 @@ as it learns translation, a language model from rows in which only the answer co
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from jaxdl.data.packing import first_fit, lay_out
 from jaxdl.data.pair_pipeline import BEGIN, END, Encoded
 from jaxdl.data.pairs import FIRST_DAY, HELD_OUT, LAST_DAY, Pair, PairDataset
 from jaxdl.data.pipeline import Resident
-from jaxdl.data.text import read_text
+from jaxdl.data.text import read_json_lines
 from jaxdl.errors import UserError
 from jaxdl.types import Array, Batch
 
@@ -70,24 +69,10 @@ def question_file(path: str | os.PathLike) -> PairDataset:
     is one. Raises UserError, with the number of the line, for one that is anything else, and where
     too few are left.
     """
-    pairs: dict[Pair, None] = {}
-    # JSON lets U+2028, at which `splitlines` cuts too, stand in a text as it is.
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-            pair = Pair(value["prompt"], value["answer"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f'{path}, line {number}: must be like {{"prompt": "...", "answer": "..."}}'
-            ) from error
-        if not all(isinstance(text, str) and text for text in pair):
-            raise UserError(f"{path}, line {number}: prompt and answer must be text, not empty")
-        pairs[pair] = None
-    if len(pairs) < HELD_OUT:
-        raise UserError(f"{path}: {len(pairs)} different lines are too few; {HELD_OUT} will do")
-    different = list(pairs)
+    example = {"prompt": "...", "answer": "..."}
+    different = list(dict.fromkeys(Pair(*texts) for _, texts in read_json_lines(path, example)))
+    if len(different) < HELD_OUT:
+        raise UserError(f"{path}: {len(different)} different lines are too few; {HELD_OUT} will do")
     return PairDataset(
         name=f"questions:{path}",
         test=different[0::HELD_OUT],

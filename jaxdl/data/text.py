@@ -6,13 +6,15 @@ What is held out is told in each dataset's docstring, because a number is worth 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import platform
 import sysconfig
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from jaxdl.data.codec import utf8
 from jaxdl.data.tfds import prepared
 from jaxdl.errors import UserError
 
@@ -113,6 +115,33 @@ def read_text(path: str | os.PathLike) -> str:
     if not text:
         raise UserError(f"{path}: is empty")
     return text
+
+
+def read_json_lines(
+    path: str | os.PathLike, example: Mapping[str, str]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Reads a file of JSON lines with the names of an example: yields where each is, and its texts.
+
+    Lines of white space are passed over. Raises UserError as `read_text` does, and, with the number
+    of the line, where one is not like the example, or a text is empty or not valid Unicode.
+    """
+    # JSON lets U+2028, at which `splitlines` cuts too, stand in a text as it is.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            value = json.loads(line)
+            texts = tuple(value[name] for name in example)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{where}: must be like {json.dumps(example)}") from error
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise UserError(f"{where}: {' and '.join(example)} must be text, not empty")
+        try:
+            utf8("".join(texts))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        yield where, texts
 
 
 def tfds_text(

@@ -157,6 +157,8 @@ def test_a_caption_that_is_too_long_is_cut_and_told(tmp_path, caplog):
         ("[1]", "line 3: must be like"),
         ('{"file_name": "1.png", "text": "  "}', "line 3: file_name and text must be text"),
         ('{"file_name": "1.png", "text": 3}', "line 3: file_name and text must be text"),
+        (r'{"file_name": "1.png", "text": "\ud800"}', "line 3: the text is not valid Unicode"),
+        ("[" * 100_000, "line 3: must be like"),
         ('{"file_name": "none.png", "text": "a"}', r"line 3: there is no file .*none\.png"),
     ],
 )
