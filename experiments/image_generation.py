@@ -125,7 +125,7 @@ def build(config: Config) -> Experiment:
     def finish(state: TrainState, workdir: Workdir, placement: Placement) -> dict[str, Any]:
         trained, figures = config.generator(model, state), workdir.figures
         judge = trained_judge(
-            config, data, workdir.path / "judge", epochs=config.judge_epochs, placement=placement
+            config, data, workdir.judge, epochs=config.judge_epochs, placement=placement
         )
         draw_samples(trained, by_class(model.classes), figures / "samples.png", **drawn)
         draw_reverse(trained, by_class(model.classes, each=1), figures, **drawn)

@@ -108,7 +108,7 @@ def build(config: CaptionConfig) -> Experiment:
         draw_reverse(trained, first_captions(data, 10), figures, **drawn)
         if not isinstance(data, SceneDataset):
             return {"sampling": config.sampling._asdict()}
-        judged = {"folder": workdir.path / "judge", "placement": placement}
+        judged = {"folder": workdir.judge, "placement": placement}
         return report_scenes(trained, data, config, **drawn, **judged)
 
     return Experiment(

@@ -1,7 +1,7 @@
 """What must be settled before the first array exists: the CPU guard and the compilation cache.
 
-Nothing here but `unavailable` starts a JAX backend; importing this module does not even import
-JAX.
+Nothing here starts a JAX backend but what asks for devices; importing this module does not even
+import JAX.
 """
 
 import os
@@ -9,6 +9,8 @@ import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+
+from jaxdl.errors import UserError
 
 FUSION = "--xla_cpu_experimental_ynn_fusion_type"
 SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler"
@@ -68,6 +70,12 @@ def unavailable() -> str | None:
         silent = f"JAX_PLATFORMS={asked} finds none; without it JAX chooses among what there is"
         return " ".join(str(error).split()) or silent
     return None
+
+
+def require_devices() -> None:
+    """Starts JAX's backend; raises UserError where it has no devices to compute on."""
+    if (reason := unavailable()) is not None:
+        raise UserError(f"JAX has no devices: {reason}")
 
 
 def cache_directory() -> Path:

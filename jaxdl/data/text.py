@@ -120,10 +120,10 @@ def read_text(path: str | os.PathLike) -> str:
 def read_json_lines(
     path: str | os.PathLike, example: Mapping[str, str]
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Reads a file of JSON lines with the names of an example: yields where each is, and its texts.
+    """Reads a file of JSON lines: yields where each is, and its texts by the names of an example.
 
-    Lines of white space are passed over. Raises UserError as `read_text` does, and, with the number
-    of the line, where one is not like the example, or a text is empty or not valid Unicode.
+    Blank lines are passed over. Raises UserError as `read_text` does, and, with the number
+    of the line, where one is not like the example, or a text is blank or not valid Unicode.
     """
     # JSON lets U+2028, at which `splitlines` cuts too, stand in a text as it is.
     for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -136,7 +136,7 @@ def read_json_lines(
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{where}: must be like {json.dumps(example)}") from error
         if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise UserError(f"{where}: {' and '.join(example)} must be text, not empty")
+            raise UserError(f"{where}: {' and '.join(example)} must be text, not blank")
         try:
             utf8("".join(texts))
         except UserError as error:

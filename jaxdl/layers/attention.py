@@ -29,6 +29,8 @@ from jaxdl.layers.dropout import Dropout
 from jaxdl.layers.embed import rotate
 from jaxdl.layers.norm import RMSNorm
 
+Mask = Bool[Array, "#b t s"] | Literal["causal"] | None
+
 
 class KeysValues(NamedTuple):
     """What a query looks through, by head: m heads, of which n / m heads of queries share one."""
@@ -40,7 +42,7 @@ class KeysValues(NamedTuple):
 def attend(
     queries: Float[Array, "b t n k"],
     memory: KeysValues,
-    mask: Bool[Array, "#b t s"] | Literal["causal"] | None,
+    mask: Mask,
     *,
     drop: Callable[[Array], Array] = lambda weights: weights,
 ) -> tuple[Float[Array, "b t n k"], Float[Array, "b n t s"]]:
@@ -63,7 +65,7 @@ def attend(
     keys, values = (x.swapaxes(1, 2) for x in memory)
     scores = jnp.matmul(grouped, keys.swapaxes(2, 3), preferred_element_type=jnp.float32) / after
     scores = scores.reshape(b, n, t, s)
-    seen = _array(mask, t, s)
+    seen = _mask_array(mask, t, s)
     if seen is not None:
         scores = jnp.where(seen[:, None], scores, -1e30)
     weights = softmax(scores)
@@ -75,7 +77,7 @@ def attend(
 def fused(
     queries: Float[Array, "b t n k"],
     memory: KeysValues,
-    mask: Bool[Array, "#b t s"] | Literal["causal"] | None,
+    mask: Mask,
 ) -> Float[Array, "b t n k"]:
     """Computes what `attend` does by cuDNN's fused attention; `fused_serves` tells of what.
 
@@ -94,7 +96,7 @@ def fused(
 def fused_serves(
     queries: Float[Array, "b t n k"],
     memory: KeysValues,
-    mask: Bool[Array, "#b t s"] | Literal["causal"] | None,
+    mask: Mask,
 ) -> bool:
     """Tells whether `fused` takes these, and has a gradient.
 
@@ -134,7 +136,7 @@ def causal(t: int) -> Bool[Array, "1 t t"]:
     return (at[:, None] >= at[None])[None]
 
 
-def _array(mask: Array | str | None, t: int, s: int) -> Array | None:
+def _mask_array(mask: Array | str | None, t: int, s: int) -> Array | None:
     """Returns the array that a mask is, or stands for; None lets all see all."""
     if isinstance(mask, str):
         if mask != "causal":
@@ -198,7 +200,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "b t d"],
         memory: KeysValues,
-        mask: Bool[Array, "#b t s"] | Literal["causal"] | None,
+        mask: Mask,
         positions: Int[Array, "#b t"] | None = None,
         *,
         train: bool = False,

@@ -102,13 +102,14 @@ def average(script: Script, options: AverageConfig) -> None:
     config = from_json(type(next(iter(script.presets.values()))), about["config"])
     config = dataclasses.replace(config, mesh=options.mesh or config.mesh)
     with workdir.locked():
+        report = workdir.report()
         session = Session.start(script.build(config), config)
         steps, state = averaged(session, workdir, options.last)
         test, sections = _evaluated(session, workdir, state)
         numbers, experiment = {"steps": steps, "test": test}, session.experiment
         described = {**experiment.about, "average": numbers}
         save_model(workdir.model, experiment.model, state.params, about=described)
-        if (report := workdir.report()) is not None:
+        if report is not None:
             workdir.write_report(report | {"average": numbers | sections})
     say(f"mean after steps {steps}: {summary(test)}; exported to {workdir.model}")
 

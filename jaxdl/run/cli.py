@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from jaxdl.backend import CompilationCache, backend_started, unavailable
+from jaxdl.backend import CompilationCache, require_devices
 from jaxdl.errors import RunFailed, UserError
 from jaxdl.malloc import keep_memory
 from jaxdl.run import hosts
@@ -84,12 +84,8 @@ class Script:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 leave(2, f"no space left ({error}): make room and run the same command again")
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
                 leave(2, f"{error.filename}: {error.strerror}")
-            raise
-        except (RuntimeError, AssertionError):
-            if not backend_started() and (reason := unavailable()):
-                leave(2, f"JAX has no devices: {reason}")
             raise
 
     def _dispatch(self, arguments: list[str]) -> None:
@@ -131,6 +127,7 @@ class Script:
         from jaxdl.run.finish import summary
         from jaxdl.run.train import train
 
+        require_devices()
         workdir = Workdir(config.workdir or Path("runs") / f"{self.name}-{preset}")
         run: dict[str, Any] = {
             "experiment": self.name, "identity": identity(config), "overwrite": config.overwrite
@@ -163,6 +160,7 @@ class Script:
     def _evaluate(self, options: EvaluateConfig) -> None:
         from jaxdl.run.finish import summary
 
+        require_devices()
         CompilationCache()
         workdir = Workdir(options.workdir)
         about = workdir.config()

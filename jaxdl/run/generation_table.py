@@ -56,9 +56,9 @@ def measure(options: MeasureConfig) -> None:
         check_sampling(generator, options.count, how)
     workdir = Workdir(options.workdir)
     config = from_json(GenerationConfig, workdir.config()["config"])
-    judge = read_judge(workdir.path / "judge")
+    judge = read_judge(workdir.judge)
     if judge is None:
-        raise UserError(f"{workdir.path / 'judge'} holds no judge: the run trains one at its end")
+        raise UserError(f"{workdir.judge} holds no judge: the run trains one at its end")
     data = load(config)
     test = Real.of(config, data.test, options.count)
     of_train = judge.look(Real.of(config, data.train, TRAINING).images)

@@ -39,10 +39,6 @@ class Left(SystemExit):
         super().__init__(status)
         self.status = status
 
-    def __str__(self) -> str:
-        """What the others are told."""
-        return "interrupted"
-
 
 class _Settled:
     """What `joined` settles for the whole process, as JAX's own runtime is one for all of it."""
@@ -132,7 +128,7 @@ def _telling(call: RollCall) -> Iterator[None]:
     try:
         yield
     except Left as leaving:
-        call.fail(str(leaving), leaving.status)
+        call.fail("interrupted", leaving.status)
         raise
     except SystemExit:
         raise

@@ -50,7 +50,7 @@ class LanguageConfig(RunConfig):
     """Tokens of words or BPE."""
     feed: Literal["windows", "streams"] = "windows"
     """Windows from all over the text, or streams, whose carry passes from batch to batch."""
-    eval_batch_size: int = operational(256)
+    eval_batch_size: int = 256
     """Windows a batch in evaluation, which changes no number; or streams, which changes where each
     begins, and so what its first tokens are predicted from."""
     length: int = 128

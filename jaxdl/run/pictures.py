@@ -44,6 +44,8 @@ def check_picture(path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            path.open("ab").close()  # nobody writes to a folder, or to a file that is not theirs
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix) as file:
             Image.new("RGB", (1, 1)).save(file.name)
     # Pillow's words for a name of no format, and for a format that it only reads.

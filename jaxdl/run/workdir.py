@@ -34,12 +34,6 @@ from jaxdl.run.config import flag
 
 # What a run that was killed at its very beginning leaves behind.
 LEFTOVERS = {".lock", "config.json.tmp"}
-# What --overwrite deletes: all that a run writes, but for its config.json, which is replaced; first
-# what says that the run is complete.
-WRITTEN = (
-    "report.json", "report.json.tmp", "metrics.jsonl", "metrics.jsonl.tmp", "tensorboard",
-    "checkpoints", "figures", "samples", "model", "judge", "profile",
-)  # fmt: skip
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -58,6 +52,7 @@ class Workdir:
         self.samples = self.path / "samples"
         self.tensorboard = self.path / "tensorboard"
         self.model = self.path / "model"
+        self.judge = self.path / "judge"
         self.profile = self.path / "profile"
         self._config = self.path / "config.json"
         self._metrics = self.path / "metrics.jsonl"
@@ -186,8 +181,15 @@ class Workdir:
 
     def _clear(self) -> None:
         """Deletes what the run has written; other files stay, and so does what says it is a run."""
-        for path in map(self.path.joinpath, WRITTEN):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in (self._report, self._metrics):  # the report is what says that it is complete
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)
+        for path in (
+            self.tensorboard, self.checkpoints, self.figures, self.samples, self.model, self.judge,
+            self.profile,
+        ):  # fmt: skip
+            if path.exists():
+                shutil.rmtree(path)
 
     def config(self) -> dict[str, Any]:
         """Reads config.json; raises UserError where there is none, it is damaged, or no run's."""
@@ -198,7 +200,10 @@ class Workdir:
                 f"--workdir {self.path} holds no run: there is no config.json"
             ) from error
         except (OSError, ValueError) as error:
-            raise UserError(f"{self._config} cannot be read: {error}") from error
+            raise UserError(
+                f"{self._config} cannot be read ({error}): choose another folder, or delete this"
+                " one yourself"
+            ) from error
         kinds = {"experiment": str, "config": dict, "versions": dict}
         if not isinstance(about, dict) or not all(
             isinstance(about.get(name), kind) for name, kind in kinds.items()
@@ -236,8 +241,8 @@ class Workdir:
     def rewind(self, step: int, *, evaluated: int) -> None:
         """Forgets the lines of metrics that a run resumed at `step` writes again.
 
-        So is what is no record, such as the line that a kill tore. `evaluated` is the last step
-        whose evaluation the run remembers.
+        And what is no record, such as the line that a kill tore. `evaluated` is the last step whose
+        evaluation the run remembers.
         """
         if not self._metrics.exists():
             return

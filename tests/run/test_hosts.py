@@ -217,8 +217,15 @@ def test_two_processes_of_one_number_are_told():
 
 
 def hello(port, process, *, of):
-    """Says a number to process 0, where it listens by now."""
-    line = Line(socket.create_connection(("localhost", port)))
+    """Says a number to process 0, once it listens."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            line = Line(socket.create_connection(("localhost", port)))
+            break
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
     line.send(process=process, of=of)
     return line
 
@@ -227,7 +234,6 @@ def test_a_process_that_is_restarted_while_the_others_are_awaited_has_its_place(
     port = free_port()
     with ThreadPoolExecutor() as pool:
         gathering = pool.submit(_gather, ("localhost", port), 3, time.monotonic() + 20)
-        time.sleep(0.2)
         for _ in range(2):
             hello(port, 1, of=3).socket.close()
         other, again = hello(port, 2, of=3), hello(port, 1, of=3)
