@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a run to save and leave; a second one does not ask.
+"""SIGTERM and SIGINT ask a run to save and leave; a second one, or one in the report, does not ask.
 
 On several processes JAX's preemption service, which listens for SIGTERM itself, has all of them
 stop after the same step, whichever was asked. It costs nothing until one is.
@@ -14,6 +14,9 @@ from types import FrameType
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
 from jaxdl.run import hosts
+from jaxdl.run.progress import say
+
+SAVED = "interrupted and saved: the same command resumes"
 
 
 class Interrupts:
@@ -59,5 +62,26 @@ def interrupts() -> Iterator[Interrupts]:
     finally:
         if hosts.several():  # from here on JAX's notice would reach nobody
             before[signal.SIGTERM] = signal.SIG_DFL
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def left_at_a_signal() -> Iterator[None]:
+    """Has SIGTERM and SIGINT end the block where it stands: what it makes can be made again.
+
+    Of several processes the one that has the signal tells the others, which may wait for it.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise hosts.Left(128 + number)
+
+    before = {n: signal.signal(n, leave) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except hosts.Left:
+        say(SAVED)
+        raise
+    finally:
         for number, handler in before.items():
             signal.signal(number, handler)

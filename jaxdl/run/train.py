@@ -7,7 +7,6 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
-from types import FrameType
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from jaxdl.run import hosts
 from jaxdl.run.diagnose import describe_nonfinite
 from jaxdl.run.experiment import Session
 from jaxdl.run.finish import finish
-from jaxdl.run.interrupts import Interrupts, interrupts
+from jaxdl.run.interrupts import SAVED, Interrupts, interrupts, left_at_a_signal
 from jaxdl.run.log import Log
 from jaxdl.run.meters import Meters
 from jaxdl.run.progress import begin, phase, say
@@ -29,7 +28,6 @@ from jaxdl.train.loop import Interval, fit
 from jaxdl.train.program import Compiled
 from jaxdl.train.state import TrainState
 
-SAVED = "interrupted and saved: the same command resumes"
 SMALL_FILES = 2**17  # bytes of a checkpoint's folders, records and indices
 
 
@@ -209,27 +207,6 @@ class Run:
         say(f"profile   {folder}")
         yield second
         yield from intervals
-
-
-@contextlib.contextmanager
-def left_at_a_signal() -> Iterator[None]:
-    """Has SIGTERM and SIGINT end the block where it stands: what it makes can be made again.
-
-    Of several processes the one that has the signal tells the others, which may wait for it.
-    """
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise hosts.Left(128 + number)
-
-    before = {n: signal.signal(n, leave) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except hosts.Left:
-        say(SAVED)
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

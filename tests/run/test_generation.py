@@ -57,7 +57,6 @@ def test_a_run_reports_what_the_judge_says_beside_what_it_says_of_real_images(ru
         "loss", "conditional_accuracy", "judge_accuracy", "frechet", "frechet_floor", "novelty",
         "diversity",
     }  # fmt: skip
-    assert 0 <= test["conditional_accuracy"] <= 1
     assert test["judge_accuracy"] > 0.5  # after one epoch
     assert test["frechet"] > test["frechet_floor"] > 0
     assert report["sampling"] == {"sampler": "dpm", "steps": 3, "guidance": 1.0}
