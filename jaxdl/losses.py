@@ -2,7 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
+
+from jaxdl.layers.product import row_sums
 
 
 def softmax_cross_entropy(
@@ -13,15 +16,20 @@ def softmax_cross_entropy(
         loss = -sum_v q_v log softmax(logits)_v,   q = (1 - e) onehot(label) + e / V
 
     with e the label smoothing (Szegedy et al. 2016, section 7, arXiv:1512.00567). Computed in
-    float32 whatever the type of the logits. Labels must lie in [0, V): nothing on the device
-    checks them, the data sources do. Raises ValueError where the shapes do not fit.
+    float32 whatever the type of the logits. The loss of a label outside [0, V) is NaN. Raises
+    ValueError where the shapes do not fit.
     """
     _same_shape("labels", labels.shape, logits.shape[:-1])
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    chosen = jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
-    if label_smoothing == 0.0:
-        return -chosen
-    return -((1 - label_smoothing) * chosen + label_smoothing * log_probs.mean(-1))
+    z = logits.astype(jnp.float32)
+    z = z - lax.stop_gradient(z.max(-1, keepdims=True))
+    # A sum over what is hit, and no lookup, whose gradient would be scattered into zeros of the
+    # size of the logits.
+    hit = jax.nn.one_hot(labels, z.shape[-1], dtype=bool)
+    target = (1 - label_smoothing) * row_sums(jnp.where(hit, z, 0))
+    if label_smoothing:
+        target = target + label_smoothing / z.shape[-1] * row_sums(z)
+    losses = (jnp.log(row_sums(jnp.exp(z))) - target)[..., 0]
+    return jnp.where((labels >= 0) & (labels < z.shape[-1]), losses, jnp.nan)
 
 
 def binary_cross_entropy(

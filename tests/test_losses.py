@@ -133,3 +133,11 @@ def test_half_precision_logits_are_reduced_in_float32():
 def test_shapes_that_would_broadcast_are_refused(call):
     with pytest.raises(ValueError, match=r"have shape \(\d,\), expected"):
         call()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_label_that_there_is_not_has_a_loss_of_nan(smoothing):
+    got = losses.softmax_cross_entropy(
+        LOGITS[0, :3], np.array([-1, 7, 6]), label_smoothing=smoothing
+    )
+    np.testing.assert_array_equal(np.isnan(got), [True, True, False])
