@@ -100,17 +100,18 @@ def fused_serves(
 ) -> bool:
     """Tells whether `fused` takes these, and has a gradient.
 
-    That is heads of 8, 16, ... 128 units in one type of 16 bits, and an even t and s beside an
-    array for a mask, where programs are compiled for an NVIDIA GPU of compute capability 8.0
-    (Ampere) or above. It serves no mask that `attend` refuses.
+    That is heads of 8, 16, ... 128 units in one type of 16 bits, and an even t and s, where
+    programs are compiled for an NVIDIA GPU of compute capability 8.0 (Ampere) or above. It serves
+    no mask that `attend` refuses.
     """
     (_, t, _, k), s = queries.shape, memory.keys.shape[1]
     dtypes = {x.dtype for x in (queries, *memory)}
     fits = dtypes in ({jnp.dtype("bfloat16")}, {jnp.dtype("float16")}) and k % 8 == 0 and k <= 128
+    fits = fits and t % 2 == s % 2 == 0
     if isinstance(mask, str):
         fits = fits and mask == "causal" and t == s
     elif mask is not None:
-        fits = fits and mask.dtype == bool and t % 2 == s % 2 == 0
+        fits = fits and mask.dtype == bool
     return fits and _on_ampere()
 
 

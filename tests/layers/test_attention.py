@@ -1,5 +1,7 @@
 """Attention against a formula in NumPy, in 16 bits and by a fused call, and positions."""
 
+import importlib
+import re
 from functools import partial
 from inspect import unwrap
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from jaxdl.layers.attention import (
     KeysValues,
     attend,
     causal,
+    fused,
     fused_serves,
     memory_heads,
 )
@@ -108,10 +111,10 @@ def test_fused_attention_is_asked_for_what_it_serves_alone(monkeypatch):
         assert fused_serves(*shaped(k=128, dtype=jnp.float16), mask)
         for unserved in ({"dtype": jnp.float32}, {"k": 12}, {"k": 136}):
             assert not fused_serves(*shaped(**unserved), mask), unserved
+    assert not fused_serves(*shaped(6, 4), "causal")
     for t, s in ((5, 4), (6, 5), (5, 5)):
-        assert not fused_serves(*shaped(t, s), jnp.ones((2, t, s), bool))
-        assert fused_serves(*shaped(t, s), None)
-        assert fused_serves(*shaped(t, s), "causal") == (t == s)
+        for mask in (jnp.ones((2, t, s), bool), None, "causal"):
+            assert not fused_serves(*shaped(t, s), mask), (t, s)
     queries, memory = shaped()
     assert not fused_serves(queries.astype(jnp.float16), memory, None)
     assert not fused_serves(queries, jax.tree.map(jnp.float32, memory), None)
@@ -122,6 +125,26 @@ def test_fused_attention_is_asked_for_what_it_serves_alone(monkeypatch):
         assert not fused_serves(*shaped(), None)
     on_a_gpu(monkeypatch, capability="10.0")
     assert fused_serves(*shaped(), None)
+
+
+@pytest.mark.parametrize(
+    ("t", "s", "mask"),
+    [(6, 6, "array"), (6, 6, "causal"), (6, 6, None), (6, 4, "array"), (2, 64, None)],
+)
+def test_what_fused_attention_serves_jax_lowers_with_its_gradient(monkeypatch, t, s, mask):
+    """By JAX's own rules of what cuDNN takes, to which it holds a program without a GPU, too."""
+    on_a_gpu(monkeypatch, capability="9.0")
+    rules = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(rules, "check_cudnn_version", lambda: 9_10_00)
+    monkeypatch.setattr(rules, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(rules, "is_cuda_compute_capability_equal", lambda capability: False)
+    queries, memory = shaped(t, s)
+    seen = jnp.ones((2, t, s), bool) if mask == "array" else mask
+    assert fused_serves(queries, memory, seen)
+    total = lambda *qkv: fused(*qkv, seen).astype(jnp.float32).sum()  # noqa: E731
+    traced = jax.jit(jax.grad(total, (0, 1))).trace(queries, memory)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert re.findall("__cudnn\\$fmha\\w*Backward", text)
 
 
 def test_the_fused_call_is_attention_with_the_same_mask_and_groups(monkeypatch):
