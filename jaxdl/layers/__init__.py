@@ -6,7 +6,7 @@ from jaxdl.layers.block import Block, FeedForward, Stack
 from jaxdl.layers.conv import Conv, conv, max_pool
 from jaxdl.layers.dense import Dense, dense
 from jaxdl.layers.dropout import Dropout, dropout
-from jaxdl.layers.embed import places, rotate, sinusoids
+from jaxdl.layers.embed import Embed, places, rotate, sinusoids
 from jaxdl.layers.image_block import Text
 from jaxdl.layers.norm import GroupNorm, LayerNorm, RMSNorm, group_norm, layer_norm, rms_norm
 from jaxdl.layers.recurrent import LSTMCarry, cell_step
@@ -22,6 +22,7 @@ __all__ = [
     "Conv",
     "Dense",
     "Dropout",
+    "Embed",
     "FeedForward",
     "GroupNorm",
     "KeysValues",

@@ -1,14 +1,29 @@
-"""Where a token stands, told to a network that would not know: positional encodings.
+"""What a token is, and where it stands: embeddings, and positional encodings.
 
-Sinusoids are added to embeddings, learned positions too (an `nn.Embed` of their own); rotary ones
-turn queries and keys within attention.
+Sinusoids are added to embeddings, learned positions too (an `Embed` of their own); rotary ones turn
+queries and keys within attention.
 """
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
+
+
+class Embed(nn.Embed):
+    """A vector for each token; `attend` scores vectors by their products with each of these.
+
+    The parameter is that of `nn.Embed`. It is looked up as it is, and what is found is brought to
+    `dtype`: so the gradients of a token that comes often are summed in the parameter's type. In
+    bf16 a sum of so many stands still when it is 256 times what is added.
+    """
+
+    def __call__(self, inputs: Int[Array, "*b"]) -> Float[Array, "*b d"]:
+        """Looks tokens up; one that there is not is all NaN."""
+        found = jnp.take(self.embedding, inputs, axis=0)
+        return found if self.dtype is None else found.astype(self.dtype)
 
 
 def places(segments: Int[Array, "b t"]) -> Int[Array, "b t"]:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdl.layers.attention import KeysValues, causal, same_segment
 from jaxdl.layers.block import Block, Memories, Stack, make_norm
 from jaxdl.layers.dropout import Dropout
-from jaxdl.layers.embed import places, sinusoids
+from jaxdl.layers.embed import Embed, places, sinusoids
 from jaxdl.types import Params
 
 
@@ -55,7 +55,7 @@ class EncoderDecoder(nn.Module):
         """Makes the layers."""
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         scale = nn.initializers.normal(self.width**-0.5)
-        self.embed = nn.Embed(self.vocabulary, self.width, embedding_init=scale, **dtypes)
+        self.embed = Embed(self.vocabulary, self.width, embedding_init=scale, **dtypes)
         hidden, norm = self.hidden or 4 * self.width, partial(make_norm, "layer", **dtypes)
         block = partial(
             Block, self.width, self.heads, hidden, post_norm=self.post_norm, dropout=self.dropout,

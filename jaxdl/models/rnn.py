@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxdl.layers import Dropout, Recurrent
+from jaxdl.layers import Dropout, Embed, Recurrent
 from jaxdl.layers.recurrent import CellName, hidden
 from jaxdl.layers.recurrent_stack import StackCarry
 from jaxdl.types import Params
@@ -48,7 +48,7 @@ class RecurrentLM(nn.Module):
         While training it draws from the rng "dropout".
         """
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        embed = nn.Embed(self.vocabulary, self.width, name="embed", **dtypes)
+        embed = Embed(self.vocabulary, self.width, name="embed", **dtypes)
         drop = Dropout(self.dropout, (1,) if self.variational else ())
         x, embedding = _embed(embed, drop, tokens, train=train)
         stack = _stack(self, bidirectional=False)
@@ -122,7 +122,7 @@ class SequenceReader(nn.Module):
     ) -> tuple[Float[Array, "b t d"], StackCarry]:
         """Returns the last layer's outputs, of both directions, and all last carries."""
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        embed = nn.Embed(self.vocabulary, self.width, name="embed", **dtypes)
+        embed = Embed(self.vocabulary, self.width, name="embed", **dtypes)
         drop = Dropout(self.dropout, (1,) if self.variational else ())
         x, embedding = _embed(embed, drop, tokens, train=train)
         stack = _stack(self, bidirectional=True)
@@ -168,7 +168,7 @@ class SequenceClassifier(SequenceReader):
 
 
 def _embed(
-    embed: nn.Embed, drop: Dropout, tokens: Int[Array, "b t"], *, train: bool
+    embed: Embed, drop: Dropout, tokens: Int[Array, "b t"], *, train: bool
 ) -> tuple[Float[Array, "b t d"], Float[Array, "d e"] | None]:
     """Looks the embeddings up; or returns one-hot tokens, and what they are to be multiplied by.
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from jaxdl.layers.attention import same_segment
 from jaxdl.layers.block import Block, Stack, make_norm
 from jaxdl.layers.dropout import Dropout
+from jaxdl.layers.embed import Embed
 from jaxdl.layers.image_block import Text
 from jaxdl.models.unet import UNet
 
@@ -46,7 +47,7 @@ class TextEncoder(nn.Module):
         """
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         init = nn.initializers.normal(1.0)
-        embed = nn.Embed(self.vocabulary, self.width, embedding_init=init, name="embed", **dtypes)
+        embed = Embed(self.vocabulary, self.width, embedding_init=init, name="embed", **dtypes)
         block = partial(
             Block, self.width, self.heads, 4 * self.width, activation="gelu", rotary=True,
             dropout=self.dropout, **dtypes,

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from jaxdl.layers.attention import KeysValues, causal, memory_heads, same_segment
 from jaxdl.layers.block import Block, Memories, Stack, make_norm
 from jaxdl.layers.dropout import Dropout
-from jaxdl.layers.embed import places
+from jaxdl.layers.embed import Embed, places
 from jaxdl.rows import choose_rows
 from jaxdl.types import Params
 
@@ -68,9 +68,9 @@ class TransformerLM(nn.Module):
             raise ValueError(f"a limit is 2 tokens at least, got {self.limit}")
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         normal = nn.initializers.normal
-        self.embed = nn.Embed(self.vocabulary, self.width, embedding_init=normal(0.02), **dtypes)
+        self.embed = Embed(self.vocabulary, self.width, embedding_init=normal(0.02), **dtypes)
         if self.style == "gpt2":
-            self.positions = nn.Embed(self.limit, self.width, embedding_init=normal(0.02), **dtypes)
+            self.positions = Embed(self.limit, self.width, embedding_init=normal(0.02), **dtypes)
             out_init = normal(0.02 / (2 * self.layers) ** 0.5)
             style = {"hidden": 4 * self.width, "activation": "gelu"}
         else:

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxdl.layers.conv import Conv
-from jaxdl.layers.embed import sinusoids
+from jaxdl.layers.embed import Embed, sinusoids
 from jaxdl.layers.image_block import Conditions, ImageBlock, Text
 from jaxdl.layers.norm import GroupNorm
 from jaxdl.layers.resample import double, fold, halve, unfold
@@ -174,7 +174,7 @@ class ConditionEmbedding(nn.Module):
         if self.classes is not None:
             labels = jnp.full(len(time), self.classes) if labels is None else labels
             init = nn.initializers.normal(1.0)
-            embed = nn.Embed(
+            embed = Embed(
                 self.classes + 1, self.features, embedding_init=init, name="label", **dtypes
             )
             vector += embed(labels)
