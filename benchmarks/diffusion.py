@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from jaxdl.metrics import Mean
 from jaxdl.models import UNet
 from jaxdl.train import Aux
 from jaxdl.train.optim import adam, clipped
+from jaxdl.types import Key
 
 RATE, CLIP = 1e-3, 1.0
 PEER = "denoising-diffusion-pytorch==2.3.4"
@@ -67,10 +69,11 @@ def make_images(options: Options) -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
 
 
-def init_params(options: Options) -> Any:
+def init_params(options: Options, key: Key | None = None) -> Any:
+    """Draws the parameters: with a key, or the same every time."""
     x = jnp.zeros((1, options.image_size, options.image_size, options.channels))
-    init = lambda: make_model(options).init(jax.random.key(0), x, jnp.zeros(1), train=False)  # noqa: E731
-    return jax.jit(init)()["params"]
+    init = lambda key: make_model(options).init(key, x, jnp.zeros(1), train=False)  # noqa: E731
+    return jax.jit(init)(jax.random.key(0) if key is None else key)["params"]
 
 
 def make_task(options: Options, *, remat: bool = False) -> Task:
@@ -87,7 +90,7 @@ def make_task(options: Options, *, remat: bool = False) -> Task:
         return mean, Aux({"loss": mean}, model_state)
 
     images = {"image": jnp.asarray(make_images(options))}
-    return Task(loss, lambda key: init_params(options), clipped(adam(RATE), CLIP), images)
+    return Task(loss, partial(init_params, options), clipped(adam(RATE), CLIP), images)
 
 
 def compile_sampler(options: Options, steps: int) -> Any:

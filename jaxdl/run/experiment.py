@@ -145,11 +145,12 @@ class Session:
 
     def initial_state(self) -> TrainState:
         """Initialises the state, each device its part of it."""
-        # The key is made within: an array of this process alone has no place on the others.
-        seed = self.config.seed
-        create = lambda: self._create(jax.random.key(seed))  # noqa: E731
-        shardings = self.placement.shardings(jax.eval_shape(create))
-        return jax.jit(create, out_shardings=shardings)()
+        # Not an array of this process's device, which would have no place on the others'. Nor made
+        # within: of a key that it knows the compiler draws all weights itself, one by one.
+        data = np.asarray(jax.random.key_data(jax.random.key(self.config.seed)))
+        create = lambda data: self._create(jax.random.wrap_key_data(data))  # noqa: E731
+        shardings = self.placement.shardings(jax.eval_shape(create, data))
+        return jax.jit(create, out_shardings=shardings)(data)
 
     def abstract_state(self) -> TrainState:
         """Gives shapes, types and shardings of the state, without computing it."""

@@ -32,7 +32,7 @@ from jaxdl.run.progress import say
 from jaxdl.train import Aux, Loss, TrainState, fit, make_train_step
 from jaxdl.train.optim import adam, cosine
 from jaxdl.train.sharding import Placement
-from jaxdl.types import Params
+from jaxdl.types import Key, Params
 
 AT_ONCE = 256  # images that are looked at
 LEAST = 16  # pixels a side of what the judge sees
@@ -111,13 +111,13 @@ def trained_judge(
     tx = adam(cosine(1e-3, warmup=20, steps=steps))
     x = jax.eval_shape(lambda: inputs(jnp.zeros((1, *config.input_shape))))
 
-    def create() -> TrainState:
+    def create(key: Key) -> TrainState:
         init: Any = lambda key: initialise(model, key, jnp.zeros(x.shape))  # noqa: E731
-        return TrainState.create(init, tx, jax.random.key(config.seed), ema=True)
+        return TrainState.create(init, tx, key, ema=True)
 
     step = make_train_step(judge_loss(config, model), tx, ema_decay=DECAY)
     placement = dataclasses.replace(placement, parallel="jit", rules=())
-    state = jax.jit(create)()
+    state = jax.jit(create)(jax.random.key(config.seed))
     for interval in fit(step, state, batches, until=steps, every=[steps], placement=placement):
         state = interval.state
     params = gathered(state.weights)
