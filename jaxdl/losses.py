@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxdl.layers.product import row_sums
+from jaxdl.product import row_sums
 
 
 def softmax_cross_entropy(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdl.layers.product import on_cpu, row_sums
+from jaxdl.product import on_cpu, row_sums
 
 Activation = Literal["sigmoid", "relu", "tanh", "softmax", "gelu", "silu"]
 

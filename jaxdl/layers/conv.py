@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from jaxdl.layers.dense import dense
-from jaxdl.layers.product import column_sums, on_cpu, written
+from jaxdl.product import column_sums, on_cpu, written
 
 AXES = ("NHWC", "HWIO", "NHWC")
 OF_X, OF_G = ("CHWN", "IHWO", "HWNC"), ("CHWN", "IHWO", "HWCN")  # of a kernel's gradient

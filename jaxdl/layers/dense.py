@@ -10,7 +10,7 @@ from flax.typing import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdl.layers.product import column_sums, kernel_gradient, on_cpu, written
+from jaxdl.product import column_sums, kernel_gradient, on_cpu, written
 
 
 def dense(

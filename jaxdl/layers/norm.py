@@ -11,7 +11,7 @@ Perez et al. 2018, arXiv:1709.07871).
 
 The gradients are written out, of tokens on CPU alone. They keep x, and what is of the size of a
 vector, where JAX's own would keep n and more: on CPU the time goes into touching memory and into
-sums, which here are products with ones (see `jaxdl.layers.product`). They are by reverse mode.
+sums, which here are products with ones (see `jaxdl.product`). They are by reverse mode.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdl.layers.product import column_sums, middle_sums, on_cpu, row_sums, written
+from jaxdl.product import column_sums, middle_sums, on_cpu, row_sums, written
 
 
 def layer_norm(
@@ -149,7 +149,7 @@ def _forward(x, scale, offset, groups, epsilon, silu):
     variance = _by_group(pixel_means(centred * centred), groups)
     saved = _Saved(x, mean, lax.rsqrt(variance + epsilon), scale, offset)
     y = saved.normalised() * _each(scale) + _each(offset)
-    # Quotients, here and in the gradient, are written once; see `jaxdl.layers.product.written`.
+    # Quotients, here and in the gradient, are written once; see `jaxdl.product.written`.
     return (y / (1 + jnp.exp(-y)) if silu else y).astype(x.dtype), saved
 
 

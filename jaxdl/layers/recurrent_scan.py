@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdl.layers.product import column_sums, kernel_gradient
 from jaxdl.layers.recurrent import (
     Cell,
     CellCarry,
@@ -29,6 +28,7 @@ from jaxdl.layers.recurrent import (
     recur,
     with_hidden,
 )
+from jaxdl.product import column_sums, kernel_gradient
 from jaxdl.rows import choose_rows
 
 

@@ -20,10 +20,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxdl.keys import derive
 from jaxdl.layers.dropout import Dropout
-from jaxdl.layers.product import product
 from jaxdl.layers.recurrent import CellCarry, CellName, CellParams, find_cell, initial_carry
 from jaxdl.layers.recurrent_cudnn import cudnn_lstm, cudnn_serves
 from jaxdl.layers.recurrent_scan import scan_layer
+from jaxdl.product import product
 from jaxdl.types import Key
 
 StackCarry = tuple  # of a CellCarry a layer; of bidirectional layers, pairs (forward, backward)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdl.layers.product import written
+from jaxdl.product import written
 
 
 def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdl.layers.dense import Dense, dense
-from jaxdl.layers.product import column_sums, middle_sums, on_cpu, row_sums, written
+from jaxdl.product import column_sums, middle_sums, on_cpu, row_sums, written
 from tests.layers.twins import assert_gradients_have_their_inputs_types, assert_twins
 
 RNG = np.random.default_rng(0)
