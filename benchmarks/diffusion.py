@@ -28,7 +28,6 @@ from jaxdl.metrics import Mean
 from jaxdl.models import UNet
 from jaxdl.train import Aux
 from jaxdl.train.optim import adam, clipped
-from jaxdl.types import Key
 
 RATE, CLIP = 1e-3, 1.0
 PEER = "denoising-diffusion-pytorch==2.3.4"
@@ -69,11 +68,10 @@ def make_images(options: Options) -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
 
 
-def init_params(options: Options, key: Key | None = None) -> Any:
-    """Draws the parameters: with a key, or the same every time."""
+def init_params(options: Options) -> Any:
     x = jnp.zeros((1, options.image_size, options.image_size, options.channels))
     init = lambda key: make_model(options).init(key, x, jnp.zeros(1), train=False)  # noqa: E731
-    return jax.jit(init)(jax.random.key(0) if key is None else key)["params"]
+    return jax.jit(init)(jax.random.key(0))["params"]
 
 
 def make_task(options: Options, *, remat: bool = False) -> Task:

@@ -17,7 +17,6 @@ from jaxdl.losses import softmax_cross_entropy
 from jaxdl.metrics import Mean
 from jaxdl.sampling import Sampler
 from jaxdl.train import Aux
-from jaxdl.types import Key
 
 
 def draw_tokens(vocabulary: int, b: int, t: int) -> np.ndarray:
@@ -25,14 +24,10 @@ def draw_tokens(vocabulary: int, b: int, t: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, vocabulary, (b, t), np.int32)
 
 
-def init_params(model: Any, key: Key | None = None) -> Any:
-    """Draws a network's parameters: with a key, or the same every time.
-
-    The key has to come from without where this is compiled into something: all that is drawn from
-    one that is known is drawn by the compiler, one number after the other.
-    """
+def init_params(model: Any) -> Any:
+    """Draws a network's parameters, the same every time."""
     init = jax.jit(partial(model.init, train=False))
-    return init(jax.random.key(0) if key is None else key, jnp.zeros((1, 1), jnp.int32))["params"]
+    return init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 def language_task(model: Any, tx: optax.GradientTransformation, tokens: np.ndarray) -> Task:

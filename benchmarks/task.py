@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,15 +17,18 @@ class Task(NamedTuple):
     """A loss, where training starts, the optimiser, and the one batch that every step takes."""
 
     loss: Loss
-    init: Callable[[Key], Params]
+    init: Callable[[], Params]
     tx: optax.GradientTransformation
     batch: dict[str, Any]
     compiler_options: dict[str, str] | None = None
 
     def compile(self) -> tuple[Any, TrainState]:
         """Returns the compiled train step, and a state."""
-        create = partial(TrainState.create, lambda key: (self.init(key), {}), self.tx)
-        state = jax.jit(create)(jax.random.key(0))
+
+        def create(params: Params, key: Key) -> TrainState:
+            return TrainState.create(lambda _: (params, {}), self.tx, key)
+
+        state = jax.jit(create, donate_argnums=0)(self.init(), jax.random.key(0))
         step = jax.jit(make_train_step(self.loss, self.tx), donate_argnums=0)
         lowered = step.lower(state, self.batch)
         return lowered.compile(compiler_options=self.compiler_options), state
