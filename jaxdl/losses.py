@@ -17,9 +17,12 @@ def softmax_cross_entropy(
 
     with e the label smoothing (Szegedy et al. 2016, section 7, arXiv:1512.00567). Computed in
     float32 whatever the type of the logits. The loss of a label outside [0, V) is NaN. Raises
-    ValueError where the shapes do not fit.
+    ValueError where the shapes do not fit, or labels are no integers.
     """
     _same_shape("labels", labels.shape, logits.shape[:-1])
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels are integers, and these are {labels.dtype}")
+    labels = jnp.asarray(labels).astype(jnp.int32)  # in 8 bits there are not all classes
     z = logits.astype(jnp.float32)
     z = z - lax.stop_gradient(z.max(-1, keepdims=True))
     # A sum over what is hit, and no lookup, whose gradient would be scattered into zeros of the

@@ -1,11 +1,14 @@
 """Losses against their formulas and against PyTorch, far logits included."""
 
+from inspect import unwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdl import losses
+from jaxdl.metrics import Mean
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 4, (3, 5, 7)).astype(np.float32)
@@ -137,7 +140,35 @@ def test_shapes_that_would_broadcast_are_refused(call):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_label_that_there_is_not_has_a_loss_of_nan(smoothing):
-    got = losses.softmax_cross_entropy(
-        LOGITS[0, :3], np.array([-1, 7, 6]), label_smoothing=smoothing
-    )
-    np.testing.assert_array_equal(np.isnan(got), [True, True, False])
+    """It is told by the loss, and where it is masked it leaves the others alone."""
+    logits, labels = jnp.asarray(LOGITS[0, :3]), jnp.array([-1, 7, 6])
+
+    def total(logits, mask):
+        loss = losses.softmax_cross_entropy(logits, labels, label_smoothing=smoothing)
+        return Mean.of(loss, mask).total, loss
+
+    gradient, loss = jax.grad(total, has_aux=True)(logits, jnp.array([False, False, True]))
+    np.testing.assert_array_equal(np.isnan(loss), [True, True, False])
+    np.testing.assert_array_equal(gradient[:2], 0)
+    alone = jax.grad(lambda z: losses.softmax_cross_entropy(
+        z, labels[2:], label_smoothing=smoothing).sum())(logits[2:])  # fmt: skip
+    np.testing.assert_array_equal(gradient[2:], alone)
+
+
+@pytest.mark.parametrize(("dtype", "v"), [("uint8", 256), ("uint8", 300), ("int8", 128)])
+def test_labels_of_8_bits_are_of_classes_that_these_cannot_count(dtype, v):
+    logits = RNG.normal(size=(4, v)).astype(np.float32)
+    labels = np.array([0, 3, 44, 127], dtype)
+    want = cross_entropy(logits, labels.astype(int), 0.0)
+    for function in (losses.softmax_cross_entropy, jax.jit(losses.softmax_cross_entropy)):
+        np.testing.assert_allclose(function(logits, labels), want, rtol=1e-5)
+
+
+def test_labels_that_are_no_integers_are_refused():
+    for labels in (np.float32([1.5]), np.array([True])):
+        with pytest.raises(ValueError, match="labels are integers"):
+            unwrap(losses.softmax_cross_entropy)(jnp.zeros((1, 3)), labels)
+
+
+def test_one_example_of_one_class_has_no_loss():
+    assert losses.softmax_cross_entropy(jnp.array([3.0]), jnp.int32(0)) == 0
