@@ -16,13 +16,20 @@ class Embed(nn.Embed):
     """A vector for each token; `attend` scores vectors by their products with each of these.
 
     The parameter is that of `nn.Embed`. It is looked up as it is, and what is found is brought to
-    `dtype`: so the gradients of a token that comes often are summed in the parameter's type. In
-    bf16 a sum of so many stands still when it is 256 times what is added.
+    `dtype`: so the gradients of a token that comes often are summed in the parameter's type. A sum
+    in bf16 would stop growing at 256 times what is added to it.
     """
 
     def __call__(self, inputs: Int[Array, "*b"]) -> Float[Array, "*b d"]:
-        """Looks tokens up; one that there is not is all NaN."""
-        found = jnp.take(self.embedding, inputs, axis=0)
+        """Looks tokens up; one that there is not, below 0 too, is all NaN.
+
+        Raises ValueError for what is no integer.
+        """
+        if not jnp.issubdtype(inputs.dtype, jnp.integer):
+            raise ValueError(f"tokens are integers, and these are {inputs.dtype}")
+        found = self.embedding.at[inputs].get(
+            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+        )
         return found if self.dtype is None else found.astype(self.dtype)
 
 

@@ -177,7 +177,7 @@ def _embed(
     """
     v = embed.num_embeddings
     if (train and drop.rate) or v > min(embed.features, tokens.size):
-        return drop(embed(jnp.where(tokens < 0, v, tokens)), train=train), None
+        return drop(embed(tokens), train=train), None
     known = (tokens >= 0) & (tokens < v)
     chosen = tokens[..., None] == jnp.arange(v)[None, None]
     table = embed.embedding

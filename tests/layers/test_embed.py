@@ -1,8 +1,11 @@
 """Embeddings in 16 bits, and tokens that there are not."""
 
+from inspect import unwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxdl.layers import Embed
 
@@ -18,8 +21,14 @@ def test_embeddings_are_rows_of_the_table_in_the_type_that_is_asked_for():
 
 
 def test_a_token_that_there_is_not_is_nan():
-    found = Embed(3, 2).apply(TABLE, jnp.array([3, 2]))
-    np.testing.assert_array_equal(np.isnan(found), [[True, True], [False, False]])
+    for dtype in (jnp.int32, jnp.int8):
+        found = Embed(3, 2).apply(TABLE, jnp.array([3, -1, 2], dtype))
+        np.testing.assert_array_equal(np.isnan(found), [[True] * 2, [True] * 2, [False] * 2])
+
+
+def test_tokens_that_are_no_integers_are_refused():
+    with pytest.raises(ValueError, match="tokens are integers"):
+        unwrap(Embed.__call__)(Embed(3, 2).bind(TABLE), jnp.array([True]))
 
 
 def test_the_gradient_of_a_token_that_comes_often_is_whole_in_16_bits():
