@@ -62,7 +62,8 @@ class Task:
         self.step = make_train_step(make_loss(config, model), tx, axis_name=axis)
         example = np.zeros((1, side, side, config.channels), np.float32)
         init: Init = lambda key: initialise(model, key, example)  # noqa: E731
-        self.create = jax.jit(lambda: TrainState.create(init, tx, jax.random.key(0)))
+        create = jax.jit(lambda key: TrainState.create(init, tx, key))
+        self.create = lambda: create(jax.random.key(0))
 
 
 def plain(options: Options, network: str, count: int) -> Side:

@@ -84,10 +84,10 @@ PRESETS = {
     "dates": DATES,
     "multi30k-de-en": DE_EN,
     # 4 + 4 layers of 128 and 10,000 tokens, as Transformer-Tiny (Wu et al. 2021, ACL), whose MLPs
-    # are half as wide: --hidden 256. Evaluated every five epochs.
+    # are half as wide: --hidden 256. 10,450 steps, evaluated 19 times.
     "multi30k-en-de": dataclasses.replace(
         DE_EN, pairs="multi30k-en-de", vocabulary=10_000, width=128, layers=4, heads=4, dropout=0.3,
-        batch_size=32, epochs=95, learning_rate=5e-3, eval_every=550,
+        batch_size=32, epochs=95.679, learning_rate=5e-3, eval_every=550,
     ),
     "files": dataclasses.replace(DE_EN, pairs="files", lowercase=False),
 }  # fmt: skip

@@ -127,24 +127,36 @@ def test_fused_attention_is_asked_for_what_it_serves_alone(monkeypatch):
     assert fused_serves(*shaped(), None)
 
 
+def lowered_for_a_gpu(monkeypatch, queries, memory, mask):
+    """Lowers the gradient of `fused` by JAX's own rules of what cuDNN takes, without a GPU.
+
+    Three of its inner functions ask for the GPU; another release may have them elsewhere.
+    """
+    rules = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(rules, "check_cudnn_version", lambda: 9_10_00)
+    monkeypatch.setattr(rules, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(rules, "is_cuda_compute_capability_equal", lambda capability: False)
+    total = lambda *qkv: fused(*qkv, mask).astype(jnp.float32).sum()  # noqa: E731
+    traced = jax.jit(jax.grad(total, (0, 1))).trace(queries, memory)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
 @pytest.mark.parametrize(
     ("t", "s", "mask"),
     [(6, 6, "array"), (6, 6, "causal"), (6, 6, None), (6, 4, "array"), (2, 64, None)],
 )
 def test_what_fused_attention_serves_jax_lowers_with_its_gradient(monkeypatch, t, s, mask):
-    """By JAX's own rules of what cuDNN takes, to which it holds a program without a GPU, too."""
     on_a_gpu(monkeypatch, capability="9.0")
-    rules = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
-    monkeypatch.setattr(rules, "check_cudnn_version", lambda: 9_10_00)
-    monkeypatch.setattr(rules, "check_compute_capability", lambda capability: True)
-    monkeypatch.setattr(rules, "is_cuda_compute_capability_equal", lambda capability: False)
     queries, memory = shaped(t, s)
     seen = jnp.ones((2, t, s), bool) if mask == "array" else mask
     assert fused_serves(queries, memory, seen)
-    total = lambda *qkv: fused(*qkv, seen).astype(jnp.float32).sum()  # noqa: E731
-    traced = jax.jit(jax.grad(total, (0, 1))).trace(queries, memory)
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    text = lowered_for_a_gpu(monkeypatch, queries, memory, seen)
     assert re.findall("__cudnn\\$fmha\\w*Backward", text)
+
+
+def test_odd_lengths_are_not_served_for_as_long_as_jax_refuses_their_gradient(monkeypatch):
+    with pytest.raises(NotImplementedError, match="sequence length"):
+        lowered_for_a_gpu(monkeypatch, *shaped(5, 5), None)
 
 
 def test_the_fused_call_is_attention_with_the_same_mask_and_groups(monkeypatch):

@@ -290,6 +290,17 @@ def test_a_refused_step_is_replayed_as_it_was_over_the_devices_and_with_its_draw
     assert [*map(float, found.groups())] == pytest.approx([loss, norm], rel=2e-3)
 
 
+def test_weights_are_drawn_by_the_program_and_not_by_its_compiler(monkeypatch):
+    """Of a key that it is given: one that it knows XLA would go by, number after number."""
+    given, wrap = [], jax.random.wrap_key_data
+    spied = lambda data: given.append(data) or wrap(data)  # noqa: E731
+    monkeypatch.setattr(jax.random, "wrap_key_data", spied)
+    config = experiment.PRESETS["digits-mlp"]
+    Session.start(experiment.build(config), config).initial_state()
+    assert given
+    assert all(isinstance(data, jax.core.Tracer) for data in given)
+
+
 def test_a_loss_that_is_not_finite_is_skipped_by_flag_and_counted(tmp_path, monkeypatch, capsys):
     loss_not_finite_at(monkeypatch, 12)
     main(*TINY, "--nonfinite", "skip", "--save-minutes", 9, "--workdir", tmp_path)
