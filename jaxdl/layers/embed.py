@@ -27,9 +27,8 @@ class Embed(nn.Embed):
         """
         if not jnp.issubdtype(inputs.dtype, jnp.integer):
             raise ValueError(f"tokens are integers, and these are {inputs.dtype}")
-        found = self.embedding.at[inputs].get(
-            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-        )
+        table = jnp.asarray(self.embedding)  # parameters may be NumPy's
+        found = table.at[inputs].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return found if self.dtype is None else found.astype(self.dtype)
 
 

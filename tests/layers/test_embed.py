@@ -1,5 +1,6 @@
 """Embeddings in 16 bits, and tokens that there are not."""
 
+import itertools
 from inspect import unwrap
 
 import jax
@@ -14,8 +15,9 @@ TABLE = {"params": {"embedding": jnp.arange(6.0).reshape(3, 2) / 7}}
 
 def test_embeddings_are_rows_of_the_table_in_the_type_that_is_asked_for():
     tokens = jnp.array([[2, 0], [1, 1]])
-    for dtype in (None, jnp.bfloat16):
-        found = Embed(3, 2, dtype=dtype).apply(TABLE, tokens)
+    on_the_host = jax.tree.map(np.asarray, TABLE)
+    for dtype, table in itertools.product((None, jnp.bfloat16), (TABLE, on_the_host)):
+        found = Embed(3, 2, dtype=dtype).apply(table, tokens)
         assert found.dtype == (dtype or jnp.float32)
         np.testing.assert_array_equal(found, TABLE["params"]["embedding"][tokens].astype(dtype))
 
